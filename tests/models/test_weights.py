@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every tensor of a checkpoint is accounted for, at the true size too, and errors name it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import (
+    cleanup_dist_env_and_memory,
+    ensure_model_parallel_initialized,
+    init_distributed_environment,
+)
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.utils.network_utils import get_open_port
+
+from vllm_glm41v_npu.models.weights import HF_TO_VLLM, WeightError, fold_patch_embed
+from vllm_glm41v_npu.processing.settings import ImageSettings
+
+SHAPES_FILE = Path(__file__).parents[1] / "data" / "parameter_shapes.txt"
+
+
+def true_shapes() -> dict[str, list[int]]:
+    """Names and shapes of the 9B checkpoint, as transformers lists them."""
+    lines = (line.split("\t") for line in SHAPES_FILE.read_text().splitlines() if line[0] != "#")
+    return {name: json.loads(shape) for name, shape in lines}
+
+
+def older_name(name: str) -> str:
+    """The naming of July 2025."""
+    return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+
+
+@pytest.fixture(scope="module")
+def true_size(tmp_path_factory) -> Iterator[nn.Module]:
+    """The 9B network on meta tensors: shapes without memory."""
+    folder = tmp_path_factory.mktemp("true-size")
+    config = Glm4vConfig(architectures=["Glm4vForConditionalGeneration"]).to_dict()
+    config["text_config"]["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [8, 12, 12],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    vllm_config = EngineArgs(
+        str(folder), skip_tokenizer_init=True, dtype="float16", max_model_len=4096
+    ).create_engine_config()
+    yield from build_on_meta(vllm_config)
+
+
+def build_on_meta(vllm_config: VllmConfig) -> Iterator[nn.Module]:
+    with set_current_vllm_config(vllm_config):
+        address = f"tcp://127.0.0.1:{get_open_port()}"
+        init_distributed_environment(1, 0, address, 0, "gloo")
+        ensure_model_parallel_initialized(1, 1)
+        with torch.device("meta"):
+            yield initialize_model(vllm_config)
+    cleanup_dist_env_and_memory()
+
+
+def meta_tensors(shapes: dict[str, list[int]]) -> list[tuple[str, torch.Tensor]]:
+    return [(name, torch.empty(shape, device="meta")) for name, shape in shapes.items()]
+
+
+@pytest.mark.parametrize("naming", [str, older_name])
+def test_all_704_tensors_load(true_size, naming) -> None:
+    """Guards both on-disk namings: every tensor is taken, and every parameter is filled."""
+    shapes = {naming(name): shape for name, shape in true_shapes().items()}
+    assert len(shapes) == 704
+    loaded = true_size.load_weights(meta_tensors(shapes))
+    assert loaded == {name for name, _ in true_size.named_parameters()}
+
+
+def test_the_network_holds_the_same_numbers(true_size) -> None:
+    """Guards the total: only the doubled temporal slice of the patch embedding is folded away."""
+    total = sum(torch.Size(shape).numel() for shape in true_shapes().values())
+    assert total == 10_292_777_472
+    ours = sum(param.numel() for param in true_size.parameters())
+    assert total - ours == 1536 * 3 * 14 * 14
+
+
+@pytest.mark.parametrize("naming", [str, older_name])
+def test_a_missing_tensor_is_named(true_size, naming) -> None:
+    """Guards against a half-downloaded checkpoint that is served with random weights."""
+    shapes = {naming(name): shape for name, shape in true_shapes().items()}
+    del shapes[naming("model.language_model.layers.7.mlp.down_proj.weight")]
+    with pytest.raises(WeightError, match=r"lacks 1 of 704.*layers\.7\.mlp\.down_proj\.weight"):
+        true_size.load_weights(meta_tensors(shapes))
+
+
+def test_an_unknown_tensor_is_named(true_size) -> None:
+    """Guards against weights of a sibling (GLM-4.5V, a text GLM-4) behind this config."""
+    shapes = true_shapes() | {"model.language_model.layers.40.eh_proj.weight": [4096, 8192]}
+    with pytest.raises(WeightError, match=r"layers\.40\.eh_proj\.weight' of shape \[4096, 8192\]"):
+        true_size.load_weights(meta_tensors(shapes))
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(true_size) -> None:
+    """Guards against a tensor that would be cut or broadcast in silence."""
+    shapes = true_shapes() | {"model.visual.blocks.3.attn.qkv.weight": [4608, 1024]}
+    with pytest.raises(WeightError, match=r"\[4608, 1024\]; config.json demands \[4608, 1536\]"):
+        true_size.load_weights(meta_tensors(shapes))
+
+
+def test_an_output_projection_beside_tied_embeddings_is_refused(true_size, monkeypatch) -> None:
+    """Guards against two different output projections, of which one would win in silence."""
+    monkeypatch.setattr(true_size.config, "tie_word_embeddings", True)
+    with pytest.raises(WeightError, match="tie_word_embeddings"):
+        true_size.load_weights(meta_tensors({"lm_head.weight": [151552, 4096]}))
+
+
+def test_the_name_maps_are_those_of_transformers() -> None:
+    """Guards the prefixes against what transformers writes."""
+    config = Glm4vConfig(
+        text_config={"num_hidden_layers": 1}, vision_config={"depth": 1}, architectures=[]
+    )
+    with torch.device("meta"):
+        names = [name for name, _ in Glm4vForConditionalGeneration(config).named_parameters()]
+    mapped = HF_TO_VLLM.apply_list(names)
+    assert len(mapped) == len(names)
+    assert {name.split(".")[0] for name in mapped} == {"visual", "language_model"}
+    assert mapped == HF_TO_VLLM.apply_list([older_name(name) for name in names])
+
+
+@pytest.mark.parametrize("rescale", [1 / 255, 1 / 127.5])
+def test_folding_the_normalisation_changes_nothing(rescale: float) -> None:
+    """Guards the folded patch embedding against transformers' order of operations."""
+    settings = ImageSettings(rescale_factor=rescale)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 3, 2, 14, 14, generator=generator) / 30
+    bias = torch.randn(16, generator=generator)
+    pixels = torch.randint(0, 256, (5, 3, 14, 14), generator=generator)
+
+    mean = torch.tensor(settings.mean).view(1, 3, 1, 1)
+    std = torch.tensor(settings.std).view(1, 3, 1, 1)
+    normalised = (pixels * rescale - mean) / std
+    want = nn.functional.conv3d(normalised[:, :, None].repeat(1, 1, 2, 1, 1), weight, bias)
+
+    folded, shifted = fold_patch_embed(weight, bias, settings)
+    got = (pixels.flatten(1).float() - 128) @ folded.T + shifted
+    torch.testing.assert_close(got, want.flatten(1), atol=2e-5, rtol=1e-5)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GLM-4.1V for vLLM: the vision tower and the decoder, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.models.interfaces import (
+    MultiModalEmbeddings,
+    SupportsLoRA,
+    SupportsMRoPE,
+    SupportsMultiModal,
+    SupportsPP,
+)
+from vllm.model_executor.models.module_mapping import MultiModelKeys
+from vllm.model_executor.models.utils import maybe_prefix
+from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.sequence import IntermediateTensors
+
+from ..processing.grid import PatchGeometry
+from ..processing.multimodal import (
+    Glm41vDummyInputsBuilder,
+    Glm41vMultiModalProcessor,
+    Glm41vProcessingInfo,
+)
+from ..processing.settings import ImageSettings
+from .decoder import LanguageModel
+from .vision import VisionTransformer
+from .weights import HF_TO_VLLM, WeightLoader
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Glm41vMultiModalProcessor,
+    info=Glm41vProcessingInfo,
+    dummy_inputs=Glm41vDummyInputsBuilder,
+)
+class Glm41vForConditionalGeneration(
+    nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP, SupportsMRoPE
+):
+    """GLM-4.1V-9B-Thinking (arXiv 2507.01006) on vLLM's layers."""
+
+    packed_modules_mapping = LanguageModel.packed_modules_mapping
+    hf_to_vllm_mapper = HF_TO_VLLM
+    supports_encoder_tp_data = True
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        """What stands for the i-th picture in a prompt whose template takes plain text."""
+        if modality == "image":
+            return "<|begin_of_image|><|image|><|end_of_image|>"
+        raise ValueError(f"GLM-4.1V takes pictures, not {modality!r}.")
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        model_config = vllm_config.model_config
+        self.config = model_config.hf_config
+        self.model_config = model_config
+        self.multimodal_config = model_config.multimodal_config
+        self.data_parallel = self.multimodal_config.mm_encoder_tp_mode == "data"
+        with self._mark_tower_model(vllm_config, {"image"}):
+            self.visual = VisionTransformer(
+                self.config.vision_config,
+                vllm_config.quant_config,
+                prefix=maybe_prefix(prefix, "visual"),
+            )
+        with self._mark_language_model(vllm_config):
+            self.language_model = initialize_model(
+                # Layers that ask which model they are in find the text config.
+                vllm_config.with_hf_config(self.config.text_config, ["Glm4ForCausalLM"]),
+                model_class=LanguageModel,
+                prefix=maybe_prefix(prefix, "language_model"),
+            )
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+
+    def embed_multimodal(
+        self,
+        *,
+        image_grid_thw: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        **kwargs: object,
+    ) -> MultiModalEmbeddings:
+        """One [tokens, hidden_size] tensor per picture, in the order given.
+
+        Args:
+            image_grid_thw: int64 [pictures, 3], frames, rows and columns of patches.
+            pixel_values: uint8 [patches, channels * patch_size^2].
+            image_embeds: [tokens, hidden_size], instead of `pixel_values`.
+        """
+        if image_grid_thw is None:
+            return []
+        grids = image_grid_thw.tolist()
+        merged = self.config.vision_config.spatial_merge_size**2
+        sizes = [t * h * w // merged for t, h, w in grids]
+        if image_embeds is not None:
+            return image_embeds.to(self.visual.device, self.visual.dtype).split(sizes)
+        assert pixel_values is not None
+        if self.data_parallel:
+            return run_dp_sharded_mrope_vision_model(
+                self.visual, pixel_values.to(self.visual.dtype), grids, rope_type="rope_3d"
+            )
+        return self.visual(pixel_values, grids).split(sizes)
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
+    ) -> tuple[torch.Tensor, int]:
+        """Three-axis positions int64 [3, tokens] of a prompt, and what to add when decoding.
+
+        Text advances all axes together. A picture's tokens keep the time of their first one and
+        count rows and columns from it; the text after goes on from the largest position so far.
+        """
+        parts: list[np.ndarray] = []
+        token = position = 0
+        for offset, grid in self._merged_grids(mm_features):
+            parts.append(np.arange(position, position + offset - token)[None].repeat(3, 0))
+            position += offset - token
+            parts.append(np.indices(grid).reshape(3, -1) + position)  # [3, t * h * w]
+            token = offset + int(np.prod(grid))
+            position += max(grid)
+        rest = len(input_tokens) - token
+        parts.append(np.arange(position, position + rest)[None].repeat(3, 0))
+        positions = np.concatenate(parts, axis=1)
+        return torch.from_numpy(positions), position + rest - len(input_tokens)
+
+    def _merged_grids(
+        self, mm_features: list[MultiModalFeatureSpec]
+    ) -> Iterator[tuple[int, tuple[int, int, int]]]:
+        """First token and merged grid (t, h, w) of each picture, in prompt order."""
+        merge = self.config.vision_config.spatial_merge_size
+        for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
+            assert feature.data is not None
+            t, h, w = feature.data["image_grid_thw"].data.tolist()
+            ((first, _),) = feature.mm_position.extract_embeds_range()
+            yield first, (t, h // merge, w // merge)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: object,
+    ) -> torch.Tensor | IntermediateTensors:
+        """Hidden states [tokens, hidden_size]; `positions` is int64 [3, tokens]."""
+        return self.language_model.model(
+            input_ids=input_ids,
+            positions=positions,
+            intermediate_tensors=intermediate_tensors,
+            inputs_embeds=inputs_embeds,
+        )
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        return self.language_model.compute_logits(hidden_states)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        settings = ImageSettings.from_pretrained(
+            self.model_config.model,
+            self.model_config.revision,
+            PatchGeometry.from_vision_config(self.config.vision_config),
+        )
+        return WeightLoader(self, self.config, settings).load(weights)
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        return MultiModelKeys.from_string_field(
+            language_model="language_model.model",
+            connector="visual.merger.",
+            tower_model="visual.",
+        )
+
+    def get_num_mm_encoder_tokens(self, num_image_tokens: int) -> int:
+        return num_image_tokens * self.config.vision_config.spatial_merge_size**2
+
+    def get_num_mm_connector_tokens(self, num_vision_tokens: int) -> int:
+        return num_vision_tokens // self.config.vision_config.spatial_merge_size**2

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vision tower's learned position table, resized to each picture's grid.
+
+transformers samples the square table bicubically with `grid_sample`, an operator that Atlas 300I
+DUO refuses in that mode. Bicubic interpolation is separable, so the same numbers are two small
+matrix products: E = A_h . table . A_w^T.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from .rope import merge_order
+
+CUBIC_A = -0.75
+"""The cubic convolution coefficient of PyTorch's bicubic modes (Keys, 1981)."""
+
+
+def _cubic_weight(distance: torch.Tensor) -> torch.Tensor:
+    """Keys' cubic convolution kernel at non-negative `distance`."""
+    x, a = distance, CUBIC_A
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+@lru_cache(maxsize=256)
+def bicubic_matrix(out_size: int, in_size: int) -> torch.Tensor:
+    """Matrix float32 [out_size, in_size] that resizes a line bicubically.
+
+    Pixel centres are aligned (`align_corners=False`) and the edge pixels are repeated outwards
+    (`padding_mode="border"`).
+    """
+    centre = (torch.arange(out_size, dtype=torch.float64) + 0.5) * in_size / out_size - 0.5
+    taps = centre.floor()[:, None] + torch.arange(-1, 3)  # [out_size, 4]
+    weight = _cubic_weight((centre[:, None] - taps).abs())
+    matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
+    matrix.scatter_add_(1, taps.clamp(0, in_size - 1).long(), weight)
+    return matrix.float()
+
+
+class VisionEmbeddings(nn.Module):
+    """A table of side x side positions, interpolated to any grid.
+
+    Each picture is resized by its own grid, so a batch of different sizes is exact.
+    """
+
+    def __init__(self, side: int, hidden_size: int, merge: int) -> None:
+        super().__init__()
+        self.position_embedding = nn.Embedding(side * side, hidden_size)
+        self.side = side
+        self.merge = merge
+
+    def forward(self, grid_thw: list[list[int]]) -> torch.Tensor:
+        """[patches, hidden_size] in the order of the patches, the table's dtype."""
+        weight = self.position_embedding.weight
+        table = weight.float().view(self.side, self.side, -1)  # [S, S, C]
+        return torch.cat([self._resize(table, *grid) for grid in grid_thw]).to(weight.dtype)
+
+    def _resize(self, table: torch.Tensor, t: int, h: int, w: int) -> torch.Tensor:
+        rows = bicubic_matrix(h, self.side).to(table.device)
+        cols = bicubic_matrix(w, self.side).to(table.device)
+        tall = (rows @ table.flatten(1)).view(h, self.side, -1)  # [h, S, C]
+        grid = cols @ tall  # [h, w, C]
+        return merge_order(grid, self.merge).repeat(t, 1)

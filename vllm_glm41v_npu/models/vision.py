@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vision tower: patches of pictures and videos in, one embedding per merged token out.
+
+Linear patch embedding, a bicubically resized position table, blocks with two-axis rope and
+attention within each frame, a 2 x 2 downsampling, and a gated merger into the decoder's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from vllm.distributed import divide, get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.attention import MMEncoderAttention
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.layers.rotary_embedding.common import ApplyRotaryEmb
+from vllm.model_executor.models.vision import is_vit_use_data_parallel
+
+from .position_embedding import VisionEmbeddings
+from .rope import vision_cos_sin
+
+PIXEL_OFFSET = 128
+"""Subtracted from a uint8 pixel before the patch embedding; exact in every dtype."""
+
+
+class VisionAttention(nn.Module):
+    """Bidirectional attention of each frame with itself."""
+
+    def __init__(
+        self,
+        config,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        data_parallel = is_vit_use_data_parallel()
+        tp_size = 1 if data_parallel else get_tensor_model_parallel_world_size()
+        self.num_heads = divide(config.num_heads, tp_size)
+        self.head_dim = divide(config.hidden_size, config.num_heads)
+        self.qkv = QKVParallelLinear(
+            hidden_size=config.hidden_size,
+            head_size=self.head_dim,
+            total_num_heads=config.num_heads,
+            bias=config.attention_bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.qkv",
+            disable_tp=data_parallel,
+        )
+        self.proj = RowParallelLinear(
+            config.hidden_size,
+            config.hidden_size,
+            bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.proj",
+            disable_tp=data_parallel,
+        )
+        self.attn = MMEncoderAttention(
+            num_heads=self.num_heads,
+            head_size=self.head_dim,
+            scale=self.head_dim**-0.5,
+            prefix=f"{prefix}.attn",
+        )
+        self.apply_rotary_emb = ApplyRotaryEmb(enforce_enable=True)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos_sin: tuple[torch.Tensor, torch.Tensor],
+        cu_seqlens: torch.Tensor,
+    ) -> torch.Tensor:
+        """[patches, hidden_size] to the same shape."""
+        qkv, _ = self.qkv(x)
+        qkv = qkv.view(1, x.shape[0], 3 * self.num_heads, self.head_dim)  # [1, N, 3 H, D]
+        qk, v = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
+        q, k = self.apply_rotary_emb(qk, *cos_sin).chunk(2, dim=2)  # [1, N, H, D] each
+        x = self.attn(query=q, key=k, value=v, cu_seqlens=cu_seqlens)
+        out, _ = self.proj(x.reshape(qkv.shape[1], -1))
+        return out
+
+
+class VisionMLP(nn.Module):
+    """SwiGLU; `gate_proj` and `up_proj` are two tensors on disk and one layer here."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        data_parallel = is_vit_use_data_parallel()
+        self.gate_up_proj = MergedColumnParallelLinear(
+            hidden_size,
+            [intermediate_size] * 2,
+            bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.gate_up_proj",
+            disable_tp=data_parallel,
+        )
+        self.down_proj = RowParallelLinear(
+            intermediate_size,
+            hidden_size,
+            bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.down_proj",
+            disable_tp=data_parallel,
+        )
+        self.act_fn = SiluAndMul()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate_up, _ = self.gate_up_proj(x)
+        out, _ = self.down_proj(self.act_fn(gate_up))
+        return out
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm attention and MLP; additions are fused into the norm that follows them."""
+
+    def __init__(
+        self,
+        config,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attn = VisionAttention(config, quant_config, prefix=f"{prefix}.attn")
+        # The blocks' MLP is as wide as the decoder, not config.intermediate_size.
+        self.mlp = VisionMLP(
+            config.hidden_size, config.out_hidden_size, quant_config, prefix=f"{prefix}.mlp"
+        )
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        cos_sin: tuple[torch.Tensor, torch.Tensor],
+        cu_seqlens: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and residual [patches, hidden_size]: what was computed last, and the sum before it."""
+        if residual is None:
+            x, residual = self.norm1(x), x
+        else:
+            x, residual = self.norm1(x, residual)
+        x = self.attn(x, cos_sin, cu_seqlens)
+        x, residual = self.norm2(x, residual)
+        return self.mlp(x), residual
+
+
+class PatchEmbed(nn.Module):
+    """One matrix product per patch, on raw pixels.
+
+    `weights.fold_patch_embed` folds the rescaling by 1/255, the mean, the standard deviation and,
+    for still pictures, the doubled temporal slice into the weight and the bias.
+    """
+
+    def __init__(self, config, prefix: str = "") -> None:
+        super().__init__()
+        self.proj = ReplicatedLinear(
+            config.in_channels * config.patch_size**2,
+            config.hidden_size,
+            bias=True,
+            prefix=f"{prefix}.proj",
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [patches, in_channels * patch_size^2] to [patches, hidden_size]."""
+        out, _ = self.proj(pixels.to(self.proj.weight.dtype) - PIXEL_OFFSET)
+        return out
+
+
+class PatchMerger(VisionMLP):
+    """Projection, LayerNorm and GELU, then SwiGLU, in the decoder's width."""
+
+    def __init__(
+        self,
+        config,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        width = config.out_hidden_size
+        super().__init__(width, config.intermediate_size, quant_config, prefix)
+        self.proj = ColumnParallelLinear(
+            width,
+            width,
+            bias=False,
+            gather_output=True,
+            quant_config=quant_config,
+            prefix=f"{prefix}.proj",
+            disable_tp=is_vit_use_data_parallel(),
+        )
+        self.post_projection_norm = nn.LayerNorm(width)
+        self.act1 = nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, _ = self.proj(x)
+        return super().forward(self.act1(self.post_projection_norm(x)))
+
+
+class VisionTransformer(nn.Module):
+    """The whole tower. `config` is the checkpoint's vision config."""
+
+    def __init__(
+        self,
+        config,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.spatial_merge_size = config.spatial_merge_size
+        self.out_hidden_size = config.out_hidden_size
+        self.head_dim = config.hidden_size // config.num_heads
+        self.patch_embed = PatchEmbed(config, prefix=f"{prefix}.patch_embed")
+        self.post_conv_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.embeddings = VisionEmbeddings(
+            config.image_size // config.patch_size, config.hidden_size, config.spatial_merge_size
+        )
+        self.blocks = nn.ModuleList(
+            VisionBlock(config, quant_config, prefix=f"{prefix}.blocks.{index}")
+            for index in range(config.depth)
+        )
+        self.post_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        # A convolution whose stride is its kernel: a matrix product over each merged token.
+        self.downsample = ReplicatedLinear(
+            config.hidden_size * config.spatial_merge_size**2,
+            config.out_hidden_size,
+            bias=True,
+            prefix=f"{prefix}.downsample",
+        )
+        self.merger = PatchMerger(config, quant_config, prefix=f"{prefix}.merger")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.patch_embed.proj.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embed.proj.weight.device
+
+    def forward(
+        self, pixel_values: torch.Tensor, grid_thw: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Encode a batch of pictures of any sizes.
+
+        Args:
+            pixel_values: uint8 [patches, in_channels * patch_size^2], the pictures one after
+                another, each in merge order.
+            grid_thw: Frames, rows and columns of patches of each picture.
+
+        Returns:
+            [patches / merge^2, out_hidden_size].
+        """
+        grids = [list(grid) for grid in grid_thw]
+        lengths = torch.tensor([0] + [h * w for t, h, w in grids for _ in range(t)])
+        cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(self.device)
+        cos, sin = vision_cos_sin(grids, self.head_dim, self.spatial_merge_size, self.dtype)
+        cos_sin = (cos.to(self.device), sin.to(self.device))
+
+        x = self.post_conv_layernorm(self.patch_embed(pixel_values.to(self.device)))
+        x = x + self.embeddings(grids)
+        residual = None
+        for block in self.blocks:
+            x, residual = block(x, residual, cos_sin, cu_seqlens)
+        x, _ = self.post_layernorm(x, residual)
+
+        # [patches, C] -> [patches / m^2, m^2 C]
+        x, _ = self.downsample(x.view(x.shape[0] // self.spatial_merge_size**2, -1))
+        return self.merger(x)

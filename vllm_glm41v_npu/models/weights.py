@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint's tensors to the network's parameters.
+
+Both on-disk namings load. Every tensor is checked against the shape that the config demands
+before it is copied, and what is missing is named. Four layouts change on the way: q and k rows
+(`rope.deinterleave`), the patch embedding (`fold_patch_embed`), the downsampling convolution, and
+the modules that are several tensors on disk and one layer here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.model_executor.models.utils import WeightsMapper, is_pp_missing_parameter
+
+from ..processing.settings import ImageSettings
+from .rope import deinterleave, rotary_dim
+from .vision import PIXEL_OFFSET
+
+TEXT = "language_model.model."
+VISION = "visual."
+
+# The order matters: a newer prefix is replaced before an older one could match its rest.
+HF_TO_VLLM = WeightsMapper(
+    orig_to_new_prefix={
+        "lm_head.": "language_model.lm_head.",
+        "model.language_model.": TEXT,
+        "model.visual.": VISION,
+        "model.": TEXT,
+    }
+)
+
+VLLM_TO_HF = WeightsMapper(
+    orig_to_new_prefix={
+        "language_model.lm_head.": "lm_head.",
+        TEXT: "model.language_model.",
+        VISION: "model.visual.",
+    }
+)
+
+# Part on disk -> (fused layer, shard).
+FUSED = {
+    ".q_proj.": (".qkv_proj.", "q"),
+    ".k_proj.": (".qkv_proj.", "k"),
+    ".v_proj.": (".qkv_proj.", "v"),
+    ".gate_proj.": (".gate_up_proj.", 0),
+    ".up_proj.": (".gate_up_proj.", 1),
+}
+
+# Written by some trainers, computed here.
+COMPUTED_SUFFIXES = (".inv_freq", ".position_ids")
+
+Shape = tuple[int, ...]
+
+
+class WeightError(ValueError):
+    """A tensor of the checkpoint is missing, unknown, or of the wrong shape."""
+
+
+def _text_shapes(config) -> Iterator[tuple[str, Shape]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    head_dim = hidden // config.num_attention_heads
+    yield "embed_tokens.weight", (config.vocab_size, hidden)
+    yield "norm.weight", (hidden,)
+    for index in range(config.num_hidden_layers):
+        layer = f"layers.{index}."
+        for norm in ("input", "post_self_attn", "post_attention", "post_mlp"):
+            yield f"{layer}{norm}_layernorm.weight", (hidden,)
+        heads = (config.num_attention_heads, *(config.num_key_value_heads,) * 2)
+        for name, count in zip("qkv", heads, strict=True):
+            yield f"{layer}self_attn.{name}_proj.weight", (count * head_dim, hidden)
+            yield f"{layer}self_attn.{name}_proj.bias", (count * head_dim,)
+        yield f"{layer}self_attn.o_proj.weight", (hidden, config.num_attention_heads * head_dim)
+        yield f"{layer}mlp.gate_up_proj.weight", (2 * inner, hidden)
+        yield f"{layer}mlp.down_proj.weight", (hidden, inner)
+
+
+def _swiglu_shapes(prefix: str, hidden: int, inner: int) -> Iterator[tuple[str, Shape]]:
+    yield f"{prefix}gate_proj.weight", (inner, hidden)
+    yield f"{prefix}up_proj.weight", (inner, hidden)
+    yield f"{prefix}down_proj.weight", (hidden, inner)
+
+
+def _vision_shapes(config) -> Iterator[tuple[str, Shape]]:
+    hidden, out, patch = config.hidden_size, config.out_hidden_size, config.patch_size
+    merge = config.spatial_merge_size
+    kernel = (config.in_channels, config.temporal_patch_size, patch, patch)
+    yield "patch_embed.proj.weight", (hidden, *kernel)
+    yield "patch_embed.proj.bias", (hidden,)
+    yield "embeddings.position_embedding.weight", ((config.image_size // patch) ** 2, hidden)
+    yield "post_conv_layernorm.weight", (hidden,)
+    yield "post_layernorm.weight", (hidden,)
+    for index in range(config.depth):
+        block = f"blocks.{index}."
+        yield f"{block}norm1.weight", (hidden,)
+        yield f"{block}norm2.weight", (hidden,)
+        yield f"{block}attn.qkv.weight", (3 * hidden, hidden)
+        if config.attention_bias:
+            yield f"{block}attn.qkv.bias", (3 * hidden,)
+        yield f"{block}attn.proj.weight", (hidden, hidden)
+        yield from _swiglu_shapes(f"{block}mlp.", hidden, out)
+    yield "downsample.weight", (out, hidden, merge, merge)
+    yield "downsample.bias", (out,)
+    yield "merger.proj.weight", (out, out)
+    yield "merger.post_projection_norm.weight", (out,)
+    yield "merger.post_projection_norm.bias", (out,)
+    yield from _swiglu_shapes("merger.", out, config.intermediate_size)
+
+
+def checkpoint_shapes(config) -> dict[str, Shape]:
+    """Every tensor of a float checkpoint: its name after `HF_TO_VLLM`, and its shape on disk."""
+    shapes = {TEXT + name: shape for name, shape in _text_shapes(config.text_config)}
+    shapes |= {VISION + name: shape for name, shape in _vision_shapes(config.vision_config)}
+    if not config.tie_word_embeddings:
+        shapes["language_model.lm_head.weight"] = shapes[TEXT + "embed_tokens.weight"]
+    return shapes
+
+
+def fold_patch_embed(
+    weight: torch.Tensor, bias: torch.Tensor, settings: ImageSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fold a still picture's normalisation into the patch embedding.
+
+    transformers computes `weight . (pixel * rescale - mean) / std + bias` over two equal temporal
+    slices. The same value is `folded . (pixel - PIXEL_OFFSET) + shifted` over one slice, where the
+    slices of the weight are summed. Worked out in float64.
+
+    Args:
+        weight: [hidden, channels, temporal, patch, patch].
+        bias: [hidden].
+        settings: The checkpoint's rescale factor, and mean and standard deviation per channel.
+
+    Returns:
+        float32 [hidden, channels * patch^2] and float32 [hidden].
+    """
+    channels = (1, -1, 1, 1)
+    rescale = settings.rescale_factor
+    mean = weight.new_tensor(settings.mean, dtype=torch.float64).view(channels)
+    std = weight.new_tensor(settings.std, dtype=torch.float64).view(channels)
+    scaled = weight.double().sum(dim=2) / std  # [hidden, channels, patch, patch]
+    shifted = bias.double() + (scaled * (PIXEL_OFFSET * rescale - mean)).flatten(1).sum(1)
+    return (scaled * rescale).flatten(1).float(), shifted.float()
+
+
+class WeightLoader:
+    """Loads one stream of named tensors into the network; `load` says what it filled."""
+
+    def __init__(self, model: nn.Module, config, settings: ImageSettings) -> None:
+        self.model = model
+        self.shapes = checkpoint_shapes(config)
+        self.text_config = config.text_config
+        self.settings = settings
+        self.params = dict(model.named_parameters())
+        self.patch_embed: dict[str, torch.Tensor] = {}
+        self.seen: set[str] = set()
+        self.loaded: set[str] = set()
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Names of the parameters that were filled.
+
+        Raises:
+            WeightError: A tensor is unknown, misshapen, or missing.
+        """
+        for disk_name, tensor in weights:
+            if disk_name.endswith(COMPUTED_SUFFIXES):
+                continue
+            name = HF_TO_VLLM.apply_list([disk_name])[0]
+            self._check(disk_name, name, tensor)
+            self.seen.add(name)
+            if name.startswith(VISION + "patch_embed."):
+                self.patch_embed[name] = tensor
+            else:
+                self._copy(name, self._convert(name, tensor))
+        self._require_all()
+        self._copy_patch_embed()
+        return self.loaded
+
+    def _check(self, disk_name: str, name: str, tensor: torch.Tensor) -> None:
+        if name == "language_model.lm_head.weight" and name not in self.shapes:
+            raise WeightError(
+                f"The checkpoint holds {disk_name!r}, but its config.json ties the output "
+                "projection to the embedding (tie_word_embeddings). Remove one of the two."
+            )
+        if name not in self.shapes:
+            raise WeightError(
+                f"The checkpoint holds {disk_name!r} of shape {list(tensor.shape)}, which "
+                "GLM-4.1V with this config.json does not have. Check that the weights and the "
+                "config belong together."
+            )
+        if tuple(tensor.shape) != self.shapes[name]:
+            raise WeightError(
+                f"The checkpoint's {disk_name!r} has shape {list(tensor.shape)}; config.json "
+                f"demands {list(self.shapes[name])}. Check that the two belong together."
+            )
+
+    def _convert(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in the layout of this network."""
+        if name.startswith(TEXT) and (".q_proj." in name or ".k_proj." in name):
+            head_dim = self.text_config.hidden_size // self.text_config.num_attention_heads
+            return deinterleave(tensor, head_dim, rotary_dim(self.text_config))
+        if name == VISION + "downsample.weight":
+            # [out, C, m, m] -> [out, m * m * C]: the patches of a merged token, channels last
+            return tensor.permute(0, 2, 3, 1).flatten(1)
+        return tensor
+
+    def _copy(self, name: str, tensor: torch.Tensor) -> None:
+        shard: tuple = ()
+        for part, (fused, shard_id) in FUSED.items():
+            if part in name:
+                name, shard = name.replace(part, fused), (shard_id,)
+                break
+        if is_pp_missing_parameter(name, self.model):
+            return
+        param = self.params[name]
+        getattr(param, "weight_loader", default_weight_loader)(param, tensor, *shard)
+        self.loaded.add(name)
+
+    def _require_all(self) -> None:
+        missing = sorted(self.shapes.keys() - self.seen)
+        if missing:
+            listed = ", ".join(
+                f"{VLLM_TO_HF.apply_list([name])[0]!r} {list(self.shapes[name])}"
+                for name in missing[:8]
+            )
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            raise WeightError(
+                f"The checkpoint lacks {len(missing)} of {len(self.shapes)} tensors: {listed}"
+                f"{more}. Download it again, or check that config.json belongs to it."
+            )
+
+    def _copy_patch_embed(self) -> None:
+        weight = self.patch_embed[VISION + "patch_embed.proj.weight"]
+        bias = self.patch_embed[VISION + "patch_embed.proj.bias"]
+        folded = fold_patch_embed(weight, bias, self.settings)
+        self._copy(VISION + "patch_embed.proj.weight", folded[0])
+        self._copy(VISION + "patch_embed.proj.bias", folded[1])
