@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Makefile sets, for a bare `pytest`: vLLM reads it at import, in all its processes."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.pop("VLLM_PLUGINS", None)

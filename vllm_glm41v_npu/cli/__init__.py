@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `glm41v` command: one file a subcommand."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vllm_glm41v_npu import __version__
+from vllm_glm41v_npu.cli.ask import ask
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(ask)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vllm-glm41v-npu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """GLM-4.1V-9B-Thinking for vLLM, on Ascend NPUs and on any CPU."""

