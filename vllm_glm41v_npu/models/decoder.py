@@ -11,6 +11,7 @@ from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CacheConfig, VllmConfig
 from vllm.distributed import divide, get_pp_group, get_tensor_model_parallel_world_size
+from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -33,7 +34,8 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.sequence import IntermediateTensors
 
-from .rope import TextRotaryEmbedding
+from .lora import deinterleave_adapters
+from .rope import TextRotaryEmbedding, rotary_dim
 
 
 class DecoderAttention(nn.Module):
@@ -79,6 +81,13 @@ class DecoderAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.attn",
         )
+        self.head_dim, self.rotary_dim = head_dim, rotary_dim(config)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Notices when vLLM puts a LoRA wrapper in the place of `qkv_proj`."""
+        if name == "qkv_proj" and isinstance(value, BaseLayerWithLoRA):
+            deinterleave_adapters(value, self.head_dim, self.rotary_dim)
+        super().__setattr__(name, value)
 
     def forward(
         self, x: torch.Tensor, rotary_emb: TextRotaryEmbedding, rope_rows: torch.Tensor

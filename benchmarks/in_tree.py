@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This package's network beside vLLM's in-tree one: the same checkpoint, dtype and threads.
+
+    python -m benchmarks.in_tree [--model tiny|layers] [--rounds 5] [--enforce-eager] [--json FILE]
+
+Each round starts a process for either, in turn, so that a machine whose speed drifts treats both
+alike; the first round warms caches and is not counted. Printed are medians, the range, and the
+ratio ours / in-tree (below 1 is better for ours), which is taken round by round.
+
+`tiny` is the trained checkpoint of this repository; `layers` has layers of the true size (two of
+the decoder, two of the vision tower, a small vocabulary) with random weights in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "assets" / "glm41v-tiny"
+SIDES = ("ours", "in-tree")
+METRICS = {
+    "start_s": "start-up, s",
+    "first_token_ms": "time to first token with a picture, ms",
+    "decode_ms": "decoding, ms a token",
+    "peak_mib": "peak memory, MiB",
+}
+NEW_TOKENS = 33
+LAYERS = {
+    "text_config": {
+        "hidden_size": 4096,
+        "intermediate_size": 13696,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "mrope_section": [8, 12, 12],
+    },
+    "vision_config": {
+        "hidden_size": 1536,
+        "intermediate_size": 13696,
+        "num_heads": 12,
+        "out_hidden_size": 4096,
+        "depth": 2,
+        "image_size": 336,
+    },
+}
+
+
+def write_layers(folder: Path) -> None:
+    """The tiny checkpoint's files without its weights, its config at the true layer size."""
+    for file in TINY.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((TINY / "config.json").read_text())
+    text = dict(LAYERS["text_config"])
+    config["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
+    config["text_config"] |= text
+    config["vision_config"] |= LAYERS["vision_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def measure(model: str, enforce_eager: bool, repeats: int) -> dict[str, float]:
+    """Everything of one side, in this process."""
+    import numpy as np
+    from PIL import Image
+
+    from vllm import LLM, SamplingParams
+
+    begin = time.perf_counter()
+    llm = LLM(
+        model,
+        load_format="auto" if model == str(TINY) else "dummy",
+        dtype="float32",
+        max_model_len=2048,
+        max_num_seqs=4,
+        kv_cache_memory_bytes=256 << 20,
+        limit_mm_per_prompt={"image": 1, "video": 0},
+        mm_processor_kwargs={"size": {"shortest_edge": 12544, "longest_edge": 2 * 336 * 336}},
+        enforce_eager=enforce_eager,
+        enable_prefix_caching=False,
+        mm_processor_cache_gb=0,
+    )
+    figures = {"start_s": time.perf_counter() - begin}
+    rng = np.random.default_rng(0)
+
+    def ask(new_tokens: int) -> float:
+        picture = Image.fromarray(rng.integers(0, 256, (336, 336, 3), dtype=np.uint8))
+        content = [
+            {"type": "image_pil", "image_pil": picture},
+            {"type": "text", "text": "What number is written in the picture?"},
+        ]
+        params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
+        begin = time.perf_counter()
+        llm.chat([{"role": "user", "content": content}], params, use_tqdm=False)
+        return 1e3 * (time.perf_counter() - begin)
+
+    ask(NEW_TOKENS)  # warm
+    first = [ask(1) for _ in range(repeats)]
+    whole = [ask(NEW_TOKENS) for _ in range(repeats)]
+    figures["first_token_ms"] = statistics.median(first)
+    rest = statistics.median(whole) - figures["first_token_ms"]
+    figures["decode_ms"] = rest / (NEW_TOKENS - 1)
+    figures["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return figures
+
+
+def run(side: str, model: str, options: argparse.Namespace) -> dict[str, float]:
+    """Measure one side in a fresh process."""
+    environment = os.environ | {
+        "VLLM_PLUGINS": "glm41v_npu" if side == "ours" else "",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(options.threads),
+    }
+    command = [sys.executable, "-m", "benchmarks.in_tree", "--child", model]
+    command += ["--repeats", str(options.repeats)] + ["--enforce-eager"] * options.enforce_eager
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"The {side} side failed with exit code {done.returncode}; see above.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def report(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
+    lines = ["| | ours | in-tree | ours / in-tree |", "|---|---|---|---|"]
+    for metric, title in METRICS.items():
+        ours, theirs = ([one[side][metric] for one in rounds] for side in SIDES)
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        lines.append(f"| {title} | {spread(ours)} | {spread(theirs)} | {spread(ratios)} |")
+    return lines
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", choices=("tiny", "layers"), default="tiny")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9, help="requests of a kind in a process")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child, options.enforce_eager, options.repeats)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(TINY)
+        if options.model == "layers":
+            write_layers(Path(folder))
+            model = folder
+        rounds: list[dict[str, Any]] = []
+        for number in range(options.rounds + 1):
+            rounds.append({side: run(side, model, options) for side in SIDES})
+            print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+    counted = rounds[1:]
+    print(f"{options.model}, float32, {options.threads} threads, {len(counted)} rounds, {machine()}")
+    print("\n".join(report(counted)))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "rounds": counted}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

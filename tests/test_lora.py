@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A LoRA adapter answers as the checkpoint with the adapter merged into it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoints import TINY
+from tests.engines import NEW_TOKENS, Oracle, ask, engine, tokens
+from tests.test_parity import CASES
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+
+RANK, ALPHA = 4, 8
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
+def write_adapter(folder: Path, merged: Path) -> None:
+    """A random adapter in peft's layout, and the tiny checkpoint with it merged in."""
+    generator = torch.Generator().manual_seed(0)
+    shutil.copytree(TINY, merged)
+    weights = load_file(merged / "model.safetensors")
+    adapter = {}
+    for name in weights:
+        layer, _, suffix = name.rpartition(".")
+        if "language_model" not in name or suffix != "weight" or not layer.endswith(TARGETS):
+            continue
+        rows, columns = weights[name].shape
+        a = torch.randn(RANK, columns, generator=generator) / columns**0.5
+        b = torch.randn(rows, RANK, generator=generator) / RANK
+        adapter[f"base_model.model.{layer}.lora_A.weight"] = a
+        adapter[f"base_model.model.{layer}.lora_B.weight"] = b
+        weights[name] = weights[name].float() + ALPHA / RANK * b @ a
+    folder.mkdir()
+    save_file(adapter, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_an_adapter_equals_its_merged_checkpoint(tmp_path: Path) -> None:
+    """Guards the permutation of q and k: without it an adapter changes answers, but wrongly."""
+    write_adapter(tmp_path / "adapter", tmp_path / "merged")
+    merged, plain = Oracle(tmp_path / "merged"), Oracle(TINY)
+    request = LoRARequest("random", 1, str(tmp_path / "adapter"))
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    with engine(TINY, enable_lora=True, max_lora_rank=8) as llm:
+        for name in ("text", "one-picture"):
+            (output,) = llm.chat([CASES[name]], params, use_tqdm=False, lora_request=request)
+            assert tokens(output) == merged.answer(CASES[name]).tokens
+            (output,) = ask(llm, [CASES[name]])
+            assert tokens(output) == plain.answer(CASES[name]).tokens
+            assert tokens(output) != merged.answer(CASES[name]).tokens
