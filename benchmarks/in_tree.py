@@ -36,7 +36,7 @@ METRICS = {
     "peak_mib": "peak memory, MiB",
 }
 NEW_TOKENS = 33
-LAYERS = {
+LAYERS: dict[str, dict[str, Any]] = {
     "text_config": {
         "hidden_size": 4096,
         "intermediate_size": 13696,
@@ -62,7 +62,7 @@ def write_layers(folder: Path) -> None:
         if file.suffix != ".safetensors":
             (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((TINY / "config.json").read_text())
-    text = dict(LAYERS["text_config"])
+    text = LAYERS["text_config"].copy()
     config["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
     config["text_config"] |= text
     config["vision_config"] |= LAYERS["vision_config"]
@@ -73,8 +73,9 @@ def measure(model: str, enforce_eager: bool, repeats: int) -> dict[str, float]:
     """Everything of one side, in this process."""
     import numpy as np
     from PIL import Image
-
     from vllm import LLM, SamplingParams
+
+    from vllm_glm41v_npu.cli.ask import conversation
 
     begin = time.perf_counter()
     llm = LLM(
@@ -95,13 +96,10 @@ def measure(model: str, enforce_eager: bool, repeats: int) -> dict[str, float]:
 
     def ask(new_tokens: int) -> float:
         picture = Image.fromarray(rng.integers(0, 256, (336, 336, 3), dtype=np.uint8))
-        content = [
-            {"type": "image_pil", "image_pil": picture},
-            {"type": "text", "text": "What number is written in the picture?"},
-        ]
+        messages = conversation([picture], "What number is written in the picture?")
         params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
         begin = time.perf_counter()
-        llm.chat([{"role": "user", "content": content}], params, use_tqdm=False)
+        llm.chat(messages, params, use_tqdm=False)
         return 1e3 * (time.perf_counter() - begin)
 
     ask(NEW_TOKENS)  # warm
@@ -175,7 +173,9 @@ def main() -> None:
             rounds.append({side: run(side, model, options) for side in SIDES})
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
     counted = rounds[1:]
-    print(f"{options.model}, float32, {options.threads} threads, {len(counted)} rounds, {machine()}")
+    print(
+        f"{options.model}, float32, {options.threads} threads, {len(counted)} rounds, {machine()}"
+    )
     print("\n".join(report(counted)))
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "rounds": counted}, indent=1))

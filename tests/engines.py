@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoProcessor, Glm4vForConditionalGeneration
 from vllm import LLM, RequestOutput, SamplingParams
 
@@ -45,12 +44,6 @@ def engine(model: Path, **options: Any) -> Iterator[LLM]:
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
-
-
-def conversation(question: str, pictures: list[Image.Image]) -> list[Message]:
-    """One user message, pictures first, in the form that `LLM.chat` takes."""
-    parts: list[Message] = [{"type": "image_pil", "image_pil": picture} for picture in pictures]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
 
 def ask(llm: LLM, requests: list[list[Message]]) -> list[RequestOutput]:

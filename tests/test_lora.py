@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
 
 from tests.checkpoints import TINY
 from tests.engines import NEW_TOKENS, Oracle, ask, engine, tokens
 from tests.test_parity import CASES
-from vllm import SamplingParams
-from vllm.lora.request import LoRARequest
 
 RANK, ALPHA = 4, 8
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")

@@ -30,11 +30,11 @@ from tests.engines import (
     Oracle,
     ask,
     check_equal,
-    conversation,
     engine,
     network_call,
     tokens,
 )
+from vllm_glm41v_npu.cli.ask import conversation
 
 
 class Pair(NamedTuple):
@@ -59,11 +59,11 @@ def long_text(count: int) -> str:
 PICTURES = [picture(100, 150, 1), picture(224, 90, 2), picture(61, 300, 3)]
 QUESTION = "What number is written in the picture?"
 CASES: dict[str, list[Message]] = {
-    "text": conversation("Who are you?", []),
-    "one-picture": conversation(QUESTION, PICTURES[:1]),
-    "three-pictures": conversation("What numbers are in the pictures?", PICTURES),
-    "long-text": conversation(long_text(4000), []),
-    "long-with-pictures": conversation(long_text(2500), PICTURES[1:]),
+    "text": conversation([], "Who are you?"),
+    "one-picture": conversation(PICTURES[:1], QUESTION),
+    "three-pictures": conversation(PICTURES, "What numbers are in the pictures?"),
+    "long-text": conversation([], long_text(4000)),
+    "long-with-pictures": conversation(PICTURES[1:], long_text(2500)),
 }
 
 
@@ -91,7 +91,7 @@ def test_a_request_equals_transformers(pair: Pair, case: str) -> None:
 def test_a_mixed_batch_equals_transformers(pair: Pair) -> None:
     """Guards pictures and texts of other requests in the same step."""
     requests = [CASES[name] for name in ("three-pictures", "text", "one-picture")]
-    requests.append(conversation("Read the number.", [PICTURES[2]]))
+    requests.append(conversation([PICTURES[2]], "Read the number."))
     for output, messages in zip(ask(pair.llm, requests), requests, strict=True):
         check_equal(output, pair.oracle.answer(messages))
 
@@ -102,8 +102,8 @@ def test_a_repeated_picture_is_cached(pair: Pair) -> None:
     A third request differs in the picture alone, so reusing the first one's blocks would show.
     """
     start = long_text(300)
-    same = conversation(start, [PICTURES[0]])
-    other = conversation(start, [PICTURES[1].resize(PICTURES[0].size)])
+    same = conversation([PICTURES[0]], start)
+    other = conversation([PICTURES[1].resize(PICTURES[0].size)], start)
     first, again, third = (ask(pair.llm, [request])[0] for request in (same, same, other))
     assert (again.num_cached_tokens or 0) > (first.num_cached_tokens or 0)
     check_equal(again, pair.oracle.answer(same))

@@ -20,19 +20,23 @@ class Backend:
     dtypes: what the network may run in.
     auto_dtype: what `--dtype auto` means, or None where the checkpoint's own dtype is right.
     is_ascend: vLLM runs through vllm-ascend.
+    rotates_in_place: vLLM's `rotary_embedding` kernel is there.
     """
 
     name: str
     dtypes: tuple[str, ...]
     auto_dtype: str | None
     is_ascend: bool
+    rotates_in_place: bool = False
 
 
 class UnsupportedBackend(ValueError):
     """The device is none that this package was made for; the message names it."""
 
 
-CPU = Backend("CPU", ("float32", "bfloat16", "float16"), None, is_ascend=False)
+CPU = Backend(
+    "CPU", ("float32", "bfloat16", "float16"), None, is_ascend=False, rotates_in_place=True
+)
 ATLAS_A2 = Backend("Atlas A2", ("bfloat16", "float16"), None, is_ascend=True)
 # bfloat16 is accepted by vllm-ascend on this chip, and computes wrong results.
 ATLAS_310P = Backend("Atlas 310P", ("float16",), "float16", is_ascend=True)

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from vllm import _custom_ops as ops
-from vllm.platforms import current_platform
+
+from ..platform import current_backend
 
 
 def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tensor:
@@ -66,6 +67,7 @@ class TextRotaryEmbedding(nn.Module):
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.dtype = dtype
+        self.in_place = current_backend().rotates_in_place
         inv_freq, self.scaling = text_inverse_frequencies(config)
         section = config.rope_parameters["mrope_section"]
         axis = [part % 3 for part, count in enumerate(section) for _ in range(count)]
@@ -93,7 +95,7 @@ class TextRotaryEmbedding(nn.Module):
         self, rows: torch.Tensor, q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim] by `rows`."""
-        if current_platform.is_cpu() and not torch.compiler.is_compiling():
+        if self.in_place and not torch.compiler.is_compiling():
             # In place, strided, one pass; under a compiler the plain form fuses better.
             index = torch.arange(rows.shape[0], device=rows.device)
             ops.rotary_embedding(index, q, k, self.head_dim, rows, True)

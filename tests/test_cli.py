@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `glm41v` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.checkpoints import TINY
+from vllm_glm41v_npu import __version__
+from vllm_glm41v_npu.cli import app
+from vllm_glm41v_npu.cli.ask import conversation
+
+PICTURES = TINY.parent / "pictures"
+runner = CliRunner()
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "noise.jpg"
+    Image.effect_noise((300, 200), 80).save(path)
+    return path
+
+
+def test_version():
+    """Guards against a second place that holds the version."""
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"vllm-glm41v-npu {__version__}\n")
+
+
+def test_missing_file(tmp_path):
+    """Guards against a traceback for a mistyped path."""
+    result = runner.invoke(app, ["ask", str(tmp_path / "none.png")])
+    assert result.exit_code == 2
+    assert "none.png cannot be opened (No such file or directory)" in result.stderr
+
+
+def test_text_file_named_png(tmp_path):
+    """Guards against a traceback for a file that is no picture."""
+    path = tmp_path / "text.png"
+    path.write_text("not a picture")
+    result = runner.invoke(app, ["ask", str(path)])
+    assert result.exit_code == 2
+    assert "text.png is not a picture" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_truncated_jpeg(picture):
+    """Guards against an engine started for a picture that cannot be decoded."""
+    picture.write_bytes(picture.read_bytes()[:3000])
+    result = runner.invoke(app, ["ask", str(picture)])
+    assert result.exit_code == 2
+    assert "noise.jpg cannot be decoded" in result.stderr
+
+
+def test_decompression_bomb(tmp_path):
+    """Guards against a traceback, or gigabytes of memory, for a small file with a huge picture."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    result = runner.invoke(app, ["ask", str(path)])
+    assert result.exit_code == 2
+    assert "bomb.png is too large" in result.stderr
+
+
+def test_bad_second_picture_is_named(picture, tmp_path):
+    """Guards against an error that does not say which of several pictures it is about."""
+    result = runner.invoke(app, ["ask", str(picture), str(tmp_path / "second.png")])
+    assert result.exit_code == 2
+    assert "second.png" in result.stderr
+
+
+def test_pictures_come_before_the_question(picture):
+    """Guards against another order than the model was trained with."""
+    opened = Image.open(picture)
+    (message,) = conversation([opened, opened], "What?")
+    assert [part["type"] for part in message["content"]] == ["image_pil", "image_pil", "text"]
+
+
+# Put first on PYTHONPATH, this makes every process of an engine behave as without torchvision.
+HIDE_TORCHVISION = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] == "torchvision"
+        return None if hidden else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+"""
+
+
+def ask(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [str(Path(sys.executable).parent / "glm41v"), "ask", *map(str, arguments)]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, text=True, capture_output=True, timeout=600
+    )
+
+
+def test_answers_about_several_pictures(tmp_path):
+    """Guards against any break between the command and the answer, through the real engine, and
+    against a run-time need of torchvision, which neither vLLM nor this plugin requires."""
+    (tmp_path / "sitecustomize.py").write_text(HIDE_TORCHVISION)
+    written = json.loads((PICTURES / "answers.json").read_text())
+    names = list(written)[:2]
+    pictures = [PICTURES / name for name in names]
+    question = "What numbers are in the pictures?"
+    options: list[str | Path] = ["--model", TINY, "--question", question]
+    result = ask(*options, *pictures, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert f"<answer>{', '.join(written[name] for name in names)}</answer>" in result.stdout
+
+
+def test_model_that_is_not_there(picture, tmp_path):
+    """Guards against a traceback for a mistyped model."""
+    result = ask("--model", tmp_path / "no-model", picture)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "no-model could not answer: " in result.stderr

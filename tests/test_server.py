@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm serve` on the tiny checkpoint: answers, and bad input that harms nobody else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from vllm.utils.network_utils import get_open_port
+
+from tests.checkpoints import TINY
+
+PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
+QUESTION = "What number is written in the picture?"
+START_SECONDS = 300
+MAX_MODEL_LEN = 1024
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[httpx.Client]:
+    """A client of a server that is stopped afterwards."""
+    port = get_open_port()
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(TINY)]
+    command += ["--served-model-name", "tiny", "--port", str(port), "--enforce-eager"]
+    command += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8"]
+    command += ["--limit-mm-per-prompt", '{"image": 3}', "--trust-request-chat-template"]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    try:
+        # vLLM closes the connection after it refused a picture, without saying so.
+        headers = {"Connection": "close"}
+        address = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=address, timeout=120, headers=headers) as client:
+            _wait_until_healthy(client, process, log)
+            yield client
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(1)
+    pytest.fail(f"The server did not start:\n{log.read_text()[-4000:]}")
+
+
+def data_uri(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def empty_png() -> bytes:
+    """A PNG that says it is 0 x 0 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checksum = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+def request(text: str, *urls: str) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    content = [*parts, {"type": "text", "text": text}]
+    return {"model": "tiny", "temperature": 0, "messages": [{"role": "user", "content": content}]}
+
+
+def chat(server: httpx.Client, text: str, *urls: str, **options: Any) -> httpx.Response:
+    return server.post("/v1/chat/completions", json=request(text, *urls) | options)
+
+
+def answer(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def printed() -> str:
+    return data_uri((PICTURES / "printed.png").read_bytes())
+
+
+@pytest.fixture
+def good_answer(server: httpx.Client) -> str:
+    return answer(chat(server, QUESTION, printed()))
+
+
+def truncated_jpeg() -> str:
+    return data_uri((PICTURES / "photo.jpg").read_bytes()[:3000], "jpeg")
+
+
+BAD_PICTURES = {
+    "truncated": (truncated_jpeg, "truncated"),
+    "text": (lambda: data_uri(b"this is a text file, not a picture"), "image"),
+    "empty": (lambda: data_uri(empty_png()), "image"),
+    "too-wide": (lambda: data_uri(png(Image.new("RGB", (8080, 40)))), "202.0; at most 200"),
+    "bomb": (lambda: data_uri(png(Image.new("1", (30000, 30000)))), "decompression bomb"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_a_bad_picture_is_the_callers_error(server, good_answer, kind: str) -> None:
+    """Guards against a 500, a hang or a dead engine; the next request is answered as before."""
+    make, reason = BAD_PICTURES[kind]
+    response = chat(server, QUESTION, make())
+    assert response.status_code == 400, response.text
+    assert reason in response.json()["error"]["message"]
+    assert answer(chat(server, QUESTION, printed())) == good_answer
+
+
+def test_the_smallest_picture_is_answered(server) -> None:
+    """Guards 1 x 1 pixels, which transformers accepts too."""
+    assert answer(chat(server, QUESTION, data_uri(png(Image.new("RGB", (1, 1))))))
+
+
+@pytest.mark.parametrize("placeholders", [0, 1, 3])
+def test_placeholders_must_match_the_pictures(server, good_answer, placeholders: int) -> None:
+    """Guards against a prompt whose text adds or hides placeholders; both numbers are said."""
+    template = (TINY / "chat_template.jinja").read_text()
+    written = "<|image|>" * placeholders
+    template = template.replace("<|begin_of_image|><|image|><|end_of_image|>", "")
+    text = f"{written}{QUESTION}"
+    response = chat(server, text, printed(), printed(), chat_template=template)
+    assert response.status_code == 400, response.text
+    message = response.json()["error"]["message"]
+    assert f"{placeholders} image placeholder(s)" in message
+    assert "2 picture(s)" in message
+    assert answer(chat(server, QUESTION, printed())) == good_answer
+
+
+def test_a_prompt_that_is_too_long_after_expansion(server, good_answer) -> None:
+    """Guards the count after expansion; the limit and the prompt's length are both said."""
+    text = "7" * (MAX_MODEL_LEN - 10)
+    assert answer(chat(server, text, max_tokens=1))  # without a picture it fits
+    response = chat(server, text, printed(), max_tokens=1)
+    assert response.status_code == 400, response.text
+    numbers = [int(number) for number in re.findall(r"\d+", response.json()["error"]["message"])]
+    assert MAX_MODEL_LEN in numbers
+    assert max(numbers) > MAX_MODEL_LEN
+    assert answer(chat(server, QUESTION, printed())) == good_answer
+
+
+def test_too_many_pictures(server) -> None:
+    """Guards --limit-mm-per-prompt."""
+    response = chat(server, QUESTION, *[printed()] * 4)
+    assert response.status_code == 400, response.text
+    assert "At most 3 image(s)" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"max_pixels": 10}, "max_pixels=10, less than"),
+        ({"min_pixels": -1}, "min_pixels=-1"),
+        ({"sharpness": 3}, "sharpness"),
+        ({"max_pixels": 1 << 40}, "this server was started for"),
+    ],
+)
+def test_bad_picture_settings(server, settings: dict[str, int], reason: str) -> None:
+    """Guards the settings of one request."""
+    response = chat(server, QUESTION, printed(), mm_processor_kwargs=settings)
+    assert response.status_code == 400, response.text
+    assert reason in response.json()["error"]["message"]
+
+
+def test_streaming_gives_the_same_answer(server, good_answer) -> None:
+    """Guards streaming with a picture."""
+    body = request(QUESTION, printed()) | {"stream": True}
+    with server.stream("POST", "/v1/chat/completions", json=body) as response:
+        events = [line[6:] for line in response.iter_lines() if line.startswith("data: {")]
+    deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+    assert len(deltas) > 3
+    assert "".join(delta.get("content") or "" for delta in deltas) == good_answer
