@@ -137,6 +137,7 @@ def test_a_missing_vision_key_is_named() -> None:
         ("transformers-5", "text_config.rope_scaling", {"mrope_section": [16, 8, 8]}, "Remove"),
         ("transformers-5", "text_config.rope_parameters.mrope_section", [8, 8, 8], "must agree"),
         ("transformers-5", "text_config.rope_parameters.mrope_section", None, "mrope_section None"),
+        ("transformers-5", "text_config.rope_parameters.rope_type", "longrope", "'longrope'; one"),
         ("july-2025", "num_attention_heads", 33, "not a multiple of 'num_attention_heads' 33"),
         ("july-2025", "vision_config.out_hidden_size", 1024, "'out_hidden_size' 1024 differs"),
         ("july-2025", "image_token_id", 200000, "outside the vocabulary of 151552"),

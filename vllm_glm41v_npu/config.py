@@ -51,6 +51,7 @@ VISION_SIZES = (
     "spatial_merge_size",
     "temporal_patch_size",
 )
+ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 TOKEN_IDS = {
     "image_token_id": 151343,
@@ -137,6 +138,11 @@ def _rope_parameters(text: Json, source: str) -> Json:
         )
     rope = dict(new or old or {})
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or "default"
+    if rope["rope_type"] not in ROPE_TYPES:
+        raise ConfigError(
+            f"{source}: the rope settings have rope_type {rope['rope_type']!r}; one of "
+            f"{', '.join(ROPE_TYPES)} is needed, whose frequencies do not change while running."
+        )
     for key in ("rope_theta", "partial_rotary_factor"):
         if text.get(key) is not None:
             rope.setdefault(key, text[key])

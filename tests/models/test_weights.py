@@ -38,8 +38,15 @@ def older_name(name: str) -> str:
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
+@pytest.fixture
+def true_size(shared_true_size) -> nn.Module:
+    """The 9B network as before its first load."""
+    shared_true_size.__dict__.pop("weight_loader", None)
+    return shared_true_size
+
+
 @pytest.fixture(scope="module")
-def true_size(tmp_path_factory) -> Iterator[nn.Module]:
+def shared_true_size(tmp_path_factory) -> Iterator[nn.Module]:
     """The 9B network on meta tensors: shapes without memory."""
     folder = tmp_path_factory.mktemp("true-size")
     config = Glm4vConfig(architectures=["Glm4vForConditionalGeneration"]).to_dict()
@@ -91,9 +98,47 @@ def test_the_network_holds_the_same_numbers(true_size) -> None:
 def test_a_missing_tensor_is_named(true_size, naming) -> None:
     """Guards against a half-downloaded checkpoint that is served with random weights."""
     shapes = {naming(name): shape for name, shape in true_shapes().items()}
-    del shapes[naming("model.language_model.layers.7.mlp.down_proj.weight")]
-    with pytest.raises(WeightError, match=r"lacks 1 of 704.*layers\.7\.mlp\.down_proj\.weight"):
+    missing = naming("model.language_model.layers.7.mlp.down_proj.weight")
+    del shapes[missing]
+    with pytest.raises(WeightError, match="lacks 1 of 704") as raised:
         true_size.load_weights(meta_tensors(shapes))
+    assert f"'{missing}' [4096, 13696]" in str(raised.value)
+
+
+def test_a_part_of_a_fused_layer_is_missed(true_size) -> None:
+    """Guards q, k and v: vLLM's own check sees one layer, filled or not."""
+    shapes = true_shapes()
+    del shapes["model.language_model.layers.0.self_attn.k_proj.bias"]
+    with pytest.raises(WeightError, match=r"layers\.0\.self_attn\.k_proj\.bias' \[256\]"):
+        true_size.load_weights(meta_tensors(shapes))
+
+
+def test_after_the_first_load_any_part_may_come(true_size) -> None:
+    """Guards updates in place, as reinforcement learning sends them: one tensor at a time."""
+    true_size.load_weights(meta_tensors(true_shapes()))
+    for tensor in meta_tensors(true_shapes()):
+        assert len(true_size.load_weights([tensor])) in (1, 2)  # the patch embedding fills both
+
+
+@pytest.mark.parametrize(
+    ("suffix", "shape", "fine"),
+    [
+        ("weight_scale", [256, 1], True),
+        ("weight_packed", [256, 512], True),
+        ("input_scale", [1], True),
+        ("qweight", [256, 32], False),
+        ("weight", [4096, 32], False),
+    ],
+)
+def test_the_layouts_of_quantised_rows(true_size, suffix: str, shape: list[int], fine) -> None:
+    """Guards against quantised q and k rows that are left in the checkpoint's order in silence."""
+    name = f"model.language_model.layers.0.self_attn.k_proj.{suffix}"
+    true_size.load_weights(meta_tensors(true_shapes()))
+    true_size.weight_loader.quantised = True
+    # The float network has no such parameter: what is fine reaches its layer and stops there.
+    reason = "quantisation method of its layer" if fine else "one row for each of the 256"
+    with pytest.raises(WeightError, match=reason):
+        true_size.load_weights(meta_tensors({name: shape}))
 
 
 def test_an_unknown_tensor_is_named(true_size) -> None:

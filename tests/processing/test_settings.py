@@ -132,3 +132,9 @@ def test_request_may_not_exceed_the_server(processor: Glm41vMultiModalProcessor)
     huge = {"min_pixels": 10**12, "max_pixels": 10**13}
     with pytest.raises(ValueError, match="max_pixels=10000000000000, but .* at most 50176"):
         processor("<|image|>", items, hf_processor_mm_kwargs=huge)
+
+
+def test_choices_between_hugging_face_processors_are_ignored():
+    """Guards start commands that are in use with vLLM's own class, such as use_fast=true."""
+    settings = ImageSettings()
+    assert settings.with_overrides({"use_fast": True, "do_convert_rgb": True}, GEOMETRY) == settings

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from .decoder import LanguageModel
 from .vision import VisionTransformer
 from .weights import HF_TO_VLLM, WeightLoader
 
+# Formats that fill the parameters otherwise, so that `load_weights` sees later updates alone.
+PARTIAL_FORMATS = ("dummy", "sharded_state", "runai_streamer_sharded", "tensorizer")
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     Glm41vMultiModalProcessor,
@@ -63,6 +67,8 @@ class Glm41vForConditionalGeneration(
         self.config = model_config.hf_config
         self.model_config = model_config
         self.multimodal_config = model_config.multimodal_config
+        self.quantised = vllm_config.quant_config is not None
+        self.starts_without_weights = vllm_config.load_config.load_format in PARTIAL_FORMATS
         self.data_parallel = self.multimodal_config.mm_encoder_tp_mode == "data"
         with self._mark_tower_model(vllm_config, {"image"}):
             self.visual = VisionTransformer(
@@ -100,9 +106,11 @@ class Glm41vForConditionalGeneration(
         merged = self.config.vision_config.spatial_merge_size**2
         sizes = [t * h * w // merged for t, h, w in grids]
         if image_embeds is not None:
-            return image_embeds.to(self.visual.device, self.visual.dtype).split(sizes)
+            # The tower may be absent: a server for embeddings only leaves it out.
+            return image_embeds.to(self.model_config.dtype).split(sizes)
         assert pixel_values is not None
         if self.data_parallel:
+            # A rank without a picture returns an empty tensor of its input's dtype.
             return run_dp_sharded_mrope_vision_model(
                 self.visual, pixel_values.to(self.visual.dtype), grids, rope_type="rope_3d"
             )
@@ -160,12 +168,19 @@ class Glm41vForConditionalGeneration(
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Names of the parameters filled from `weights`; see `WeightLoader.load`."""
+        return self.weight_loader.load(weights)
+
+    @cached_property
+    def weight_loader(self) -> WeightLoader:
         settings = ImageSettings.from_pretrained(
             self.model_config.model,
             self.model_config.revision,
             PatchGeometry.from_vision_config(self.config.vision_config),
         )
-        return WeightLoader(self, self.config, settings).load(weights)
+        return WeightLoader(
+            self, self.config, settings, self.quantised, complete=self.starts_without_weights
+        )
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(

@@ -46,8 +46,7 @@ def rotary_dim(config) -> int:
 def text_inverse_frequencies(config) -> tuple[torch.Tensor, float]:
     """Inverse frequencies float32 [rotary_dim / 2] and the factor on cos and sin.
 
-    `config` is a text config with `rope_parameters`; every static `rope_type` of transformers
-    works (`default`, `linear`, `yarn`, ...).
+    `config` is a text config with `rope_parameters`, of a type in `config.ROPE_TYPES`.
     """
     rope = config.rope_parameters
     if rope["rope_type"] != "default":

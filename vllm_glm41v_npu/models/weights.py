@@ -10,6 +10,7 @@ the modules that are several tensors on disk and one layer here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,13 +34,12 @@ HF_TO_VLLM = WeightsMapper(
     }
 )
 
-VLLM_TO_HF = WeightsMapper(
-    orig_to_new_prefix={
-        "language_model.lm_head.": "lm_head.",
-        TEXT: "model.language_model.",
-        VISION: "model.visual.",
-    }
-)
+VLLM_TO_HF = {
+    "language_model.lm_head.": "lm_head.",
+    TEXT: "model.language_model.",
+    VISION: "model.visual.",
+}
+VLLM_TO_OLDER_HF = VLLM_TO_HF | {TEXT: "model.", VISION: "visual."}
 
 # Part on disk -> (fused layer, shard).
 FUSED = {
@@ -49,6 +49,12 @@ FUSED = {
     ".gate_proj.": (".gate_up_proj.", 0),
     ".up_proj.": (".gate_up_proj.", 1),
 }
+
+# The tensors of a quantised layer that have one entry, or one row, per output channel.
+PER_CHANNEL = (
+    "weight", "bias", "weight_packed", "weight_scale", "weight_zero_point", "weight_offset",
+    "deq_scale", "quant_bias",
+)  # fmt: skip
 
 # Written by some trainers, computed here.
 COMPUTED_SUFFIXES = (".inv_freq", ".position_ids")
@@ -146,37 +152,59 @@ def fold_patch_embed(
 
 
 class WeightLoader:
-    """Loads one stream of named tensors into the network; `load` says what it filled."""
+    """Loads streams of named tensors into the network.
 
-    def __init__(self, model: nn.Module, config, settings: ImageSettings) -> None:
+    Args:
+        model: The network.
+        config: The checkpoint's config.
+        settings: How its pictures are normalised.
+        quantised: Layers may have other tensors than a float checkpoint's; vLLM's quantisation
+            methods check those.
+        complete: The parameters have values already, so a stream may hold any part of them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Any,
+        settings: ImageSettings,
+        quantised: bool = False,
+        complete: bool = False,
+    ) -> None:
         self.model = model
         self.shapes = checkpoint_shapes(config)
         self.text_config = config.text_config
         self.settings = settings
-        self.params = dict(model.named_parameters())
+        self.quantised = quantised
+        self.complete = complete
         self.patch_embed: dict[str, torch.Tensor] = {}
-        self.seen: set[str] = set()
-        self.loaded: set[str] = set()
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Names of the parameters that were filled.
 
+        The first stream must hold the whole checkpoint; later ones, which update weights in place,
+        any part of it.
+
         Raises:
             WeightError: A tensor is unknown, misshapen, or missing.
         """
+        params = dict(self.model.named_parameters())
+        seen: set[str] = set()
+        loaded: set[str] = set()
+        older = False
         for disk_name, tensor in weights:
             if disk_name.endswith(COMPUTED_SUFFIXES):
                 continue
+            older |= disk_name.startswith((VISION, "model.layers."))
             name = HF_TO_VLLM.apply_list([disk_name])[0]
             self._check(disk_name, name, tensor)
-            self.seen.add(name)
-            if name.startswith(VISION + "patch_embed."):
-                self.patch_embed[name] = tensor
-            else:
-                self._copy(name, self._convert(name, tensor))
-        self._require_all()
-        self._copy_patch_embed()
-        return self.loaded
+            seen.add(name)
+            for target, value in self._convert(disk_name, name, tensor):
+                loaded |= self._copy(params, target, value)
+        if not self.complete:
+            self._require_all(seen, VLLM_TO_OLDER_HF if older else VLLM_TO_HF)
+            self.complete = True
+        return loaded
 
     def _check(self, disk_name: str, name: str, tensor: torch.Tensor) -> None:
         if name == "language_model.lm_head.weight" and name not in self.shapes:
@@ -184,6 +212,8 @@ class WeightLoader:
                 f"The checkpoint holds {disk_name!r}, but its config.json ties the output "
                 "projection to the embedding (tie_word_embeddings). Remove one of the two."
             )
+        if self.quantised and self.shapes.get(name) != tuple(tensor.shape):
+            return
         if name not in self.shapes:
             raise WeightError(
                 f"The checkpoint holds {disk_name!r} of shape {list(tensor.shape)}, which "
@@ -196,44 +226,74 @@ class WeightLoader:
                 f"demands {list(self.shapes[name])}. Check that the two belong together."
             )
 
-    def _convert(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor in the layout of this network."""
-        if name.startswith(TEXT) and (".q_proj." in name or ".k_proj." in name):
-            head_dim = self.text_config.hidden_size // self.text_config.num_attention_heads
-            return deinterleave(tensor, head_dim, rotary_dim(self.text_config))
-        if name == VISION + "downsample.weight":
+    def _convert(
+        self, disk_name: str, name: str, tensor: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """What to copy where, in the layouts of this network."""
+        if name.startswith(VISION + "patch_embed.proj."):
+            yield from self._patch_embed(name, tensor)
+        elif name.startswith(TEXT) and (".q_proj." in name or ".k_proj." in name):
+            yield name, self._deinterleave(disk_name, name, tensor)
+        elif name == VISION + "downsample.weight":
             # [out, C, m, m] -> [out, m * m * C]: the patches of a merged token, channels last
-            return tensor.permute(0, 2, 3, 1).flatten(1)
-        return tensor
+            yield name, tensor.permute(0, 2, 3, 1).flatten(1)
+        else:
+            yield name, tensor
 
-    def _copy(self, name: str, tensor: torch.Tensor) -> None:
+    def _patch_embed(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """The folded weight and bias, once both have been seen; an update may bring one alone."""
+        self.patch_embed[name] = tensor.clone()
+        names = [f"{VISION}patch_embed.proj.{part}" for part in ("weight", "bias")]
+        if all(part in self.patch_embed for part in names):
+            weight, bias = (self.patch_embed[part] for part in names)
+            yield from zip(names, fold_patch_embed(weight, bias, self.settings), strict=True)
+
+    def _deinterleave(self, disk_name: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Rows of q or k in half form; a quantised layer's rows and scales likewise."""
+        if tensor.numel() == 1:
+            return tensor  # one scale for the whole layer
+        layer, _, suffix = name.rpartition(".")
+        rows = self.shapes[f"{layer}.weight"][0]
+        if suffix not in PER_CHANNEL or tensor.shape[0] != rows:
+            raise WeightError(
+                f"The checkpoint's {disk_name!r} of shape {list(tensor.shape)} does not have one "
+                f"row for each of the {rows} output channels, so its rotary rows cannot be put "
+                "in the order of this network. Use a checkpoint quantised per channel or per "
+                "tensor, or set VLLM_PLUGINS so that vLLM's own class serves this one."
+            )
+        head_dim = self.text_config.hidden_size // self.text_config.num_attention_heads
+        return deinterleave(tensor, head_dim, rotary_dim(self.text_config))
+
+    def _copy(self, params: dict[str, nn.Parameter], name: str, tensor: torch.Tensor) -> set[str]:
         shard: tuple = ()
         for part, (fused, shard_id) in FUSED.items():
             if part in name:
                 name, shard = name.replace(part, fused), (shard_id,)
                 break
         if is_pp_missing_parameter(name, self.model):
-            return
-        param = self.params[name]
-        getattr(param, "weight_loader", default_weight_loader)(param, tensor, *shard)
-        self.loaded.add(name)
-
-    def _require_all(self) -> None:
-        missing = sorted(self.shapes.keys() - self.seen)
-        if missing:
-            listed = ", ".join(
-                f"{VLLM_TO_HF.apply_list([name])[0]!r} {list(self.shapes[name])}"
-                for name in missing[:8]
-            )
-            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            return set()
+        if name not in params:
             raise WeightError(
-                f"The checkpoint lacks {len(missing)} of {len(self.shapes)} tensors: {listed}"
-                f"{more}. Download it again, or check that config.json belongs to it."
+                f"The checkpoint holds {name!r}, which the quantisation method of its layer does "
+                "not know. Check that config.json's quantization_config belongs to the weights."
             )
+        param = params[name]
+        getattr(param, "weight_loader", default_weight_loader)(param, tensor, *shard)
+        return {name}
 
-    def _copy_patch_embed(self) -> None:
-        weight = self.patch_embed[VISION + "patch_embed.proj.weight"]
-        bias = self.patch_embed[VISION + "patch_embed.proj.bias"]
-        folded = fold_patch_embed(weight, bias, self.settings)
-        self._copy(VISION + "patch_embed.proj.weight", folded[0])
-        self._copy(VISION + "patch_embed.proj.bias", folded[1])
+    def _require_all(self, seen: set[str], naming: dict[str, str]) -> None:
+        layers = {name.rpartition(".")[0] for name in seen} if self.quantised else set()
+        missing = sorted(
+            name for name in self.shapes.keys() - seen if name.rpartition(".")[0] not in layers
+        )
+        if not missing:
+            return
+        to_disk = WeightsMapper(orig_to_new_prefix=naming)
+        listed = ", ".join(
+            f"{to_disk.apply_list([name])[0]!r} {list(self.shapes[name])}" for name in missing[:8]
+        )
+        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        raise WeightError(
+            f"The checkpoint lacks {len(missing)} of {len(self.shapes)} tensors: {listed}{more}. "
+            "Download it again, or check that config.json belongs to it."
+        )

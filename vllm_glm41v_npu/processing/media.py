@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's loader of pictures by URL, with one more kind of bad file answered as such."""
+"""vLLM's loader of pictures by URL, with clearer answers to bad files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
 
@@ -16,21 +16,29 @@ class Glm41vMediaConnector(MediaConnector):
     """Takes the place of vLLM's default connector in processes that import this module.
 
     Pillow's refusal of a decompression bomb is no ``ValueError`` nor ``OSError``, so vLLM 0.23.0
-    answers it with 500, as if the server had failed; here the caller is told (400).
+    answers it with 500, as if the server had failed; here the caller is told (400). And of a file
+    that is no picture, vLLM's message says only at which address in memory it was.
     """
 
     def fetch_image(self, image_url: str, **kwargs: Any) -> Image.Image:
-        with _bombs_are_bad_requests():
+        with _clear_refusals():
             return super().fetch_image(image_url, **kwargs)
 
     async def fetch_image_async(self, image_url: str, **kwargs: Any) -> Image.Image:
-        with _bombs_are_bad_requests():
+        with _clear_refusals():
             return await super().fetch_image_async(image_url, **kwargs)
 
 
 @contextmanager
-def _bombs_are_bad_requests() -> Iterator[None]:
+def _clear_refusals() -> Iterator[None]:
     try:
         yield
     except Image.DecompressionBombError as error:
         raise ValueError(f"The picture was not decoded: {error} Send a smaller picture.") from error
+    except ValueError as error:
+        if not isinstance(error.__cause__, UnidentifiedImageError):
+            raise
+        raise ValueError(
+            "The file is not a picture of a kind that Pillow reads, whatever its name says; "
+            "expected PNG, JPEG, WebP or the like. Check what was sent."
+        ) from error

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from vllm.logger import init_logger
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
 from .grid import PatchGeometry, PixelLimits
@@ -19,6 +20,11 @@ _SIZE_KEYS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 """The only values this package implements (3 is bicubic)."""
+
+_WITHOUT_EFFECT = {"use_fast", "do_convert_rgb"}
+"""Choices between transformers' own processors, none of which runs here."""
+
+logger = init_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,9 @@ class ImageSettings:
 
 
 def _pixel_overrides(kwargs: Mapping[str, object], source: str) -> dict[str, int]:
+    if ignored := sorted(kwargs.keys() & _WITHOUT_EFFECT):
+        logger.warning_once("%s has %s, which has no effect here.", source, ", ".join(ignored))
+        kwargs = {key: value for key, value in kwargs.items() if key not in _WITHOUT_EFFECT}
     known = {"size", *_SIZE_KEYS.values()}
     if unknown := sorted(kwargs.keys() - known):
         raise ValueError(
