@@ -16,6 +16,10 @@ export HF_HUB_OFFLINE := 1
 export VLLM_NO_USAGE_STATS := 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 unexport VLLM_PLUGINS
+# vLLM compiles its sampler even with enforce_eager; without a C++ compiler nothing is compiled.
+ifeq ($(shell command -v $(CXX) 2>/dev/null),)
+export TORCH_COMPILE_DISABLE := 1
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test lint format clean
@@ -28,8 +32,10 @@ env:  ## build .venv from requirements/*.lock
 		"'make PYTHON=/path/to/python3.11 ...'."; exit 1; }
 	@"$(PYTHON)" tools/build_env.py
 
+# One process and one thread are quickest for the tiny model.
 demo: env  ## ask the tiny model about a few pictures
-	@VLLM_LOGGING_LEVEL=WARNING $(VENV)/python examples/offline_image.py
+	@VLLM_LOGGING_LEVEL=ERROR VLLM_ENABLE_V1_MULTIPROCESSING=0 OMP_NUM_THREADS=1 \
+		$(VENV)/python examples/offline_image.py
 
 lint: env  ## ruff and mypy
 	$(VENV)/ruff check $(SOURCES) setup.py
@@ -44,5 +50,6 @@ format: env  ## let ruff rewrite what it can
 	$(VENV)/ruff format $(SOURCES) setup.py
 
 clean:  ## remove the environment and all caches
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info requirements/vllm-name/build requirements/vllm-name/*.egg-info \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

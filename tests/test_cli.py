@@ -83,15 +83,15 @@ def test_pictures_come_before_the_question(picture):
     assert [part["type"] for part in message["content"]] == ["image_pil", "image_pil", "text"]
 
 
-# Put first on PYTHONPATH, this makes every process of an engine behave as without torchvision.
-HIDE_TORCHVISION = """
+# As sitecustomize.py on PYTHONPATH, this makes every process behave as without {package}.
+HIDE = """
 import sys
 from importlib.machinery import PathFinder
 
 class Hiding(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        hidden = name.partition(".")[0] == "torchvision"
+        hidden = name.partition(".")[0] == "{package}"
         return None if hidden else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
@@ -107,14 +107,14 @@ def ask(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 
 def test_answers_about_several_pictures(tmp_path):
     """Guards against any break between the command and the answer, through the real engine, and
-    against a run-time need of torchvision, which neither vLLM nor this plugin requires."""
-    (tmp_path / "sitecustomize.py").write_text(HIDE_TORCHVISION)
+    against a run-time need of torchvision or a C++ compiler, which few servers have."""
+    (tmp_path / "sitecustomize.py").write_text(HIDE.format(package="torchvision"))
     written = json.loads((PICTURES / "answers.json").read_text())
     names = list(written)[:2]
     pictures = [PICTURES / name for name in names]
     question = "What numbers are in the pictures?"
     options: list[str | Path] = ["--model", TINY, "--question", question]
-    result = ask(*options, *pictures, PYTHONPATH=str(tmp_path))
+    result = ask(*options, *pictures, PYTHONPATH=str(tmp_path), CXX="no-such-compiler")
     assert result.returncode == 0, result.stderr
     assert f"<answer>{', '.join(written[name] for name in names)}</answer>" in result.stdout
 
@@ -125,3 +125,13 @@ def test_model_that_is_not_there(picture, tmp_path):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "no-model could not answer: " in result.stderr
+
+
+@pytest.mark.parametrize(("package", "name"), [("vllm", "vLLM"), ("torch", "torch")])
+def test_what_is_not_installed_is_named(picture, tmp_path, package, name):
+    """Guards against an ImportError's traceback where the plugin is installed without vLLM."""
+    (tmp_path / "sitecustomize.py").write_text(HIDE.format(package=package))
+    result = ask(picture, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: {name} is not installed in this Python")
+    assert result.stderr.count("\n") == 1

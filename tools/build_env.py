@@ -3,8 +3,8 @@
 
 Run by `make` before every target that needs the environment, with Python 3.11 or 3.12. It may be
 interrupted at any time and run again: the stamp that says "done" is written last, and pip skips
-what is already installed. With CI=true the wheels are kept under ~/.cache, so that a fresh clone
-on the same machine does not download them again.
+what is already installed. With CI=true (or 1) the wheels are kept under ~/.cache, so that a fresh
+clone on the same machine does not download them again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
@@ -26,6 +27,10 @@ STAMP = VENV / "built-from"
 LOCKS = [ROOT / "requirements" / name for name in ("cpu.lock", "dev.lock")]
 VLLM_NAME = ROOT / "requirements" / "vllm-name"
 PYTHONS = ((3, 11), (3, 12))  # what the lock file has wheels for
+PROGRAMS = {  # what vLLM runs on the CPU: Debian package, and why
+    "g++": ("g++", "compiles its sampler (make turns that off; elsewhere TORCH_COMPILE_DISABLE=1)"),
+    "lscpu": ("util-linux", "lists the cores to compute on, and vLLM does not start without it"),
+}
 
 
 def fingerprint(*parts: str) -> str:
@@ -68,29 +73,57 @@ def pip(*arguments: str | Path) -> None:
         )
 
 
+def missing_programs() -> str:
+    """One sentence on the PROGRAMS that are not on PATH; empty where all are."""
+    commands = {"g++": os.environ.get("CXX") or "g++"}  # torch compiles with CXX, and so with it
+    missing = [name for name in PROGRAMS if not shutil.which(commands.get(name, name))]
+    if not missing:
+        return ""
+    reasons = "; ".join(f"{commands.get(name, name)} {PROGRAMS[name][1]}" for name in missing)
+    packages = " ".join(PROGRAMS[name][0] for name in missing)
+    return f"Warning: vLLM needs what is not on PATH: {reasons}. Debian: apt install {packages}."
+
+
 def wheel_options() -> list[str | Path]:
     """Where pip takes the wheels from: the user's indexes, or in CI a folder filled once."""
-    if os.environ.get("CI") != "true":
+    if os.environ.get("CI", "").lower() not in ("1", "true"):
         return []
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-glm41v-npu"
-    wheels = cache / f"wheels-{fingerprint()}"
+    python = f"wheels-py{sys.version_info[0]}{sys.version_info[1]}"
+    wheels = cache / f"{python}-{fingerprint()}"
     if not wheels.exists():
         print(f"Filling {wheels} (once per lock file)", flush=True)
-        for old in cache.glob("wheels-*"):
-            shutil.rmtree(old)
-        partial = wheels.with_suffix(".partial")
-        locks = [argument for lock in LOCKS for argument in ("-r", lock)]
-        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", partial, *locks)
-        partial.rename(wheels)  # so that an interrupted filling leaves nothing to install from
+        fill(wheels)
+        for old in cache.glob(f"{python}-*"):
+            if old != wheels:
+                shutil.rmtree(old, ignore_errors=True)
     return ["--no-index", "--find-links", wheels]
 
 
+def fill(wheels: Path) -> None:
+    """Put the wheels of the lock files into `wheels`, which is there whole or not at all."""
+    wheels.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=wheels.parent) as folder:
+        partial = Path(folder) / "wheels"
+        locks = [argument for lock in LOCKS for argument in ("-r", lock)]
+        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", partial, *locks)
+        try:
+            partial.rename(wheels)
+        except OSError:
+            if not wheels.exists():  # otherwise another process was first
+                raise
+
+
 def create_venv() -> None:
-    """Make an empty .venv, unless there is a whole one of this very Python."""
+    """Make an empty .venv, unless there is a whole one of this very Python, made in this place."""
     config = VENV / "pyvenv.cfg"
-    version = f"version = {platform.python_version()}"
-    if (VENV / "bin" / "pip").exists() and version in config.read_text().splitlines():
-        return
+    if (VENV / "bin" / "pip").exists():
+        lines = config.read_text().splitlines()
+        same_python = f"version = {platform.python_version()}" in lines
+        # The scripts of a moved or copied one start the Python of the place it was made in.
+        same_place = any(ln.startswith("command = ") and ln.endswith(f" {VENV}") for ln in lines)
+        if same_python and same_place:
+            return
     print(f"Creating {VENV} with Python {platform.python_version()}", flush=True)
     try:
         venv.create(VENV, with_pip=True, clear=True)
@@ -124,6 +157,8 @@ def main() -> None:
             f"The lock files are for Python 3.11 and 3.12 and this is {platform.python_version()}: "
             "name another with `make PYTHON=/path/to/python3.11 ...`."
         )
+    if warning := missing_programs():
+        print(warning, file=sys.stderr, flush=True)
     projects = [ROOT / "pyproject.toml", VLLM_NAME / "pyproject.toml"]
     wanted = fingerprint(str(ROOT), *(project.read_text() for project in projects))
     if STAMP.exists() and STAMP.read_text() == wanted:

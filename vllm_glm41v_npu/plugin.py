@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
 
 from vllm_glm41v_npu import __version__
 from vllm_glm41v_npu.platform import Backend, UnsupportedBackend, current_backend
@@ -32,15 +33,16 @@ logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, so that it h
 
 
 class UntestedVersions(SystemExit):
-    """Ends the process with a sentence on stderr, not a traceback, wherever vLLM called us."""
+    """Ends the process with a sentence on stderr, not a traceback, wherever vLLM reads a config."""
 
 
 def register() -> None:
     """Make vLLM serve GLM-4.1V with this package's network; safe to call again.
 
-    Raises UntestedVersions where vLLM, transformers or vllm-ascend is not of the version line this
-    package is tested with, unless VLLM_GLM41V_NPU_ALLOW_UNTESTED=1. On a device that is none of
-    this package's backends it registers nothing, and vLLM's own class serves.
+    Where vLLM, transformers or vllm-ascend is not of the version line this package is tested with,
+    GLM-4.1V is refused when vLLM reads its config.json, and other models are served as ever;
+    VLLM_GLM41V_NPU_ALLOW_UNTESTED=1 goes on all the same. On a device that is none of this
+    package's backends it registers nothing, and vLLM's own class serves.
     """
     try:
         backend = current_backend()
@@ -48,16 +50,26 @@ def register() -> None:
         logger.warning("%s", unsupported)
         return
     found = installed_versions(backend)
-    check_versions(found)
+    try:
+        check_versions(found)
+    except UntestedVersions as untested:
+        _refuse_model(untested)
+        return
 
     from vllm.model_executor.models.registry import ModelRegistry
 
     from vllm_glm41v_npu.config import register_config
+    from vllm_glm41v_npu.dtype import choose_dtype
 
     register_config()
     ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
-    _choose_dtype(backend)
-    _announce(backend, _listed(found))
+    choose_dtype(backend, MODEL_TYPE, ARCHITECTURE)
+    auto = backend.auto_dtype or "the checkpoint's"
+    _say_once(
+        logging.INFO,
+        f"vllm-glm41v-npu {__version__} serves GLM-4.1V on {backend.name} (--dtype auto is {auto})"
+        f", found {_listed(found)}.",
+    )
 
 
 def installed_versions(backend: Backend) -> dict[str, str]:
@@ -88,6 +100,24 @@ def check_versions(found: dict[str, str]) -> None:
     )
 
 
+def _refuse_model(untested: UntestedVersions) -> None:
+    """Let `untested` end every process that reads the config.json of a GLM-4.1V, and no other."""
+    # Nothing of ours that builds on transformers: it may not import with this release.
+    from transformers import AutoConfig, PretrainedConfig
+
+    class RefusedConfig(PretrainedConfig):
+        model_type = MODEL_TYPE
+
+        @classmethod
+        def from_dict(cls, *args: Any, **options: Any) -> NoReturn:
+            raise untested
+
+        from_pretrained = from_dict
+
+    AutoConfig.register(MODEL_TYPE, RefusedConfig, exist_ok=True)
+    _say_once(logging.WARNING, f"Other models are served, GLM-4.1V is not: {untested}")
+
+
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -105,47 +135,7 @@ def _listed(versions: dict[str, str]) -> str:
 
 
 @functools.cache
-def _choose_dtype(backend: Backend) -> None:
-    """Make `--dtype auto` the backend's dtype for this model, and refuse what it computes wrongly.
-
-    vLLM 0.23.0 decides "auto" in a private function and offers no hook before it: when the model's
-    own config check runs, "auto" and a dtype named by the user look the same.
-    """
-    import torch
-    from vllm.config import model as model_config
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-
-    resolve = model_config._resolve_auto_dtype
-
-    @functools.wraps(resolve)
-    def resolve_auto_dtype(model_type, config_dtype, **options):
-        if model_type == MODEL_TYPE and backend.auto_dtype:
-            return getattr(torch, backend.auto_dtype)
-        return resolve(model_type, config_dtype, **options)
-
-    class DtypeCheck(VerifyAndUpdateConfig):
-        @staticmethod
-        def verify_and_update_model_config(model_config) -> None:
-            dtype = str(model_config.dtype).removeprefix("torch.")
-            if dtype not in backend.dtypes:
-                raise ValueError(
-                    f"--dtype {dtype} computes wrong results on {backend.name}; "
-                    f"leave --dtype out, or give one of: {', '.join(backend.dtypes)}."
-                )
-
-    model_config._resolve_auto_dtype = resolve_auto_dtype
-    MODELS_CONFIG_MAP[ARCHITECTURE] = DtypeCheck
-
-
-@functools.cache
-def _announce(backend: Backend, versions: str) -> None:
-    """Say what was found: once, and loudly only in the process that the user started."""
+def _say_once(level: int, sentence: str) -> None:
+    """Log it once, and at `level` only in the process that the user started."""
     in_front_end = multiprocessing.parent_process() is None
-    logger.log(
-        logging.INFO if in_front_end else logging.DEBUG,
-        "vllm-glm41v-npu %s serves GLM-4.1V on %s (--dtype auto is %s), found %s.",
-        __version__,
-        backend.name,
-        backend.auto_dtype or "the checkpoint's",
-        versions,
-    )
+    logger.log(level if in_front_end else logging.DEBUG, "%s", sentence)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -24,11 +26,15 @@ def ask(
 ) -> None:
     """Answer a question about one or several pictures.
 
-    Exits with 2 where an argument is wrong, and with 1 where vLLM cannot answer.
+    Exits with 2 where an argument is wrong, and with 1 where vLLM is missing or cannot answer.
     """
+    _check_installed()
     opened = [_open(path) for path in pictures]
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    if not which(os.environ.get("CXX") or "g++"):
+        # vLLM on the CPU compiles its sampler even with enforce_eager.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     from vllm import LLM, SamplingParams
 
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
@@ -45,6 +51,17 @@ def conversation(pictures: list[Image], question: str) -> list[Any]:
     """One user message of pictures, then text, for `LLM.chat`."""
     parts: list[dict[str, Any]] = [{"type": "image_pil", "image_pil": p} for p in pictures]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def _check_installed() -> None:
+    """End the command in a sentence where vLLM or its torch is missing; imports neither."""
+    for package, name in (("vllm", "vLLM"), ("torch", "torch")):
+        if find_spec(package) is None:
+            _fail(
+                f"{name} is not installed in this Python, and nothing can be answered without it: "
+                "install vLLM for your device the way README.md describes.",
+                code=1,
+            )
 
 
 def _open(path: Path) -> Image:
