@@ -60,7 +60,10 @@ def register() -> None:
 
     from vllm_glm41v_npu.config import register_config
     from vllm_glm41v_npu.dtype import choose_dtype
+    from vllm_glm41v_npu.mends import mend_cpu
 
+    if not backend.is_ascend:
+        mend_cpu()
     register_config()
     ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
     choose_dtype(backend, MODEL_TYPE, ARCHITECTURE)
