@@ -20,26 +20,24 @@ class Backend:
     dtypes: what the network may run in.
     auto_dtype: what `--dtype auto` means, or None where the checkpoint's own dtype is right.
     is_ascend: vLLM runs through vllm-ascend.
-    rotates_in_place: vLLM's `rotary_embedding` kernel is there.
+    text_rope: the kernel that rotates the decoder's q and k.
     """
 
     name: str
     dtypes: tuple[str, ...]
     auto_dtype: str | None
     is_ascend: bool
-    rotates_in_place: bool = False
+    text_rope: str
 
 
 class UnsupportedBackend(ValueError):
     """The device is none that this package was made for; the message names it."""
 
 
-CPU = Backend(
-    "CPU", ("float32", "bfloat16", "float16"), None, is_ascend=False, rotates_in_place=True
-)
-ATLAS_A2 = Backend("Atlas A2", ("bfloat16", "float16"), None, is_ascend=True)
+CPU = Backend("CPU", ("float32", "bfloat16", "float16"), None, False, "rotary_embedding")
+ATLAS_A2 = Backend("Atlas A2", ("bfloat16", "float16"), None, True, "npu_mrope")
 # bfloat16 is accepted by vllm-ascend on this chip, and computes wrong results.
-ATLAS_310P = Backend("Atlas 310P", ("float16",), "float16", is_ascend=True)
+ATLAS_310P = Backend("Atlas 310P", ("float16",), "float16", True, "npu_apply_rotary_pos_emb")
 
 
 def has_bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -16,7 +16,7 @@ from vllm_glm41v_npu.models.rope import (
     TextRotaryEmbedding,
     deinterleave,
     merge_order,
-    vision_cos_sin,
+    vision_angles,
 )
 
 
@@ -35,10 +35,10 @@ def text_config(section: list[int], head_dim: int, **rope) -> Glm4vTextConfig:
     )
 
 
-def test_deinterleave_moves_only_the_rotary_rows_of_each_head() -> None:
+def test_deinterleave_puts_the_partners_half_a_head_apart() -> None:
     """Guards the permutation that every per-channel tensor of q and k gets."""
     rows = torch.arange(12)  # two heads of 6, 4 of them rotary
-    assert deinterleave(rows, 6, 4).tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+    assert deinterleave(rows, 6, 4).tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
     assert torch.equal(
         deinterleave(rows[:, None].expand(-1, 3), 6, 4)[:, 2], deinterleave(rows, 6, 4)
     )
@@ -63,7 +63,7 @@ def test_scores_equal_those_of_the_interleaved_form(section: list[int], rope: di
     half_q, half_k = (
         deinterleave(x.flatten(1).t(), head_dim, rotated).t().contiguous() for x in (q, k)
     )
-    got_q, got_k = ours(ours.rows(positions), half_q, half_k)
+    got_q, got_k = ours(ours.step(positions), half_q, half_k)
 
     def scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(2, dim=1))
@@ -80,7 +80,7 @@ def test_the_plain_form_equals_the_kernel() -> None:
     q, k, _ = qkv.clone().split([4 * 64, 2 * 64, 2 * 64], dim=-1)
     rows = ours.rows(torch.arange(5))
     plain = ours.rotate(rows, q), ours.rotate(rows, k)
-    kernel = ours(rows, q, k)
+    kernel = ours(ours.step(torch.arange(5)), q, k)
     for a, b in zip(plain, kernel, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -102,9 +102,7 @@ def test_vision_rope_equals_transformers(grids: list[list[int]]) -> None:
         row, col = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         ids = merge_order(torch.stack((row, col), dim=-1), merge).repeat(t, 1)
         angles.append(table[ids].flatten(1))
-    cos, sin = vision_cos_sin(grids, head_dim, merge, torch.float32)
-    torch.testing.assert_close(cos, torch.cat(angles).cos())
-    torch.testing.assert_close(sin, torch.cat(angles).sin())
+    torch.testing.assert_close(vision_angles(grids, head_dim, merge), torch.cat(angles))
 
 
 def test_merge_order_puts_the_patches_of_a_token_together() -> None:

@@ -116,6 +116,37 @@ class Glm41vForConditionalGeneration(
             )
         return self.visual(pixel_values, grids).split(sizes)
 
+    def embed_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        multimodal_embeddings: MultiModalEmbeddings | None = None,
+        *,
+        is_multimodal: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings [tokens, hidden_size], with those of pictures in their places.
+
+        vLLM's own merges by a boolean mask, which Atlas 300I DUO cannot assign by.
+
+        Args:
+            input_ids: int [tokens].
+            multimodal_embeddings: [tokens, hidden_size] for each picture.
+            is_multimodal: bool [tokens], on the host; which tokens stand for pictures.
+        """
+        embeds = self._embed_text_input_ids(
+            input_ids, self.language_model.embed_input_ids, is_multimodal=is_multimodal
+        )
+        if multimodal_embeddings is None or len(multimodal_embeddings) == 0:
+            return embeds
+        assert is_multimodal is not None
+        pictures = torch.cat(list(multimodal_embeddings)).to(embeds.dtype)
+        index = is_multimodal.cpu().nonzero().flatten()
+        if index.numel() != pictures.shape[0]:
+            raise ValueError(
+                f"The pictures of this step have {pictures.shape[0]} embeddings, and the prompts "
+                f"have {index.numel()} places for them."
+            )
+        return embeds.index_copy_(0, index.to(embeds.device), pictures)
+
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
     ) -> tuple[torch.Tensor, int]:

@@ -27,7 +27,6 @@ def _cubic_weight(distance: torch.Tensor) -> torch.Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-@lru_cache(maxsize=256)
 def bicubic_matrix(out_size: int, in_size: int) -> torch.Tensor:
     """Matrix float32 [out_size, in_size] that resizes a line bicubically.
 
@@ -40,6 +39,12 @@ def bicubic_matrix(out_size: int, in_size: int) -> torch.Tensor:
     matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
     matrix.scatter_add_(1, taps.clamp(0, in_size - 1).long(), weight)
     return matrix.float()
+
+
+@lru_cache(maxsize=256)
+def bicubic_matrix_on(device: torch.device, out_size: int, in_size: int) -> torch.Tensor:
+    """`bicubic_matrix` on a device, copied there once."""
+    return bicubic_matrix(out_size, in_size).to(device)
 
 
 class VisionEmbeddings(nn.Module):
@@ -61,8 +66,8 @@ class VisionEmbeddings(nn.Module):
         return torch.cat([self._resize(table, *grid) for grid in grid_thw]).to(weight.dtype)
 
     def _resize(self, table: torch.Tensor, t: int, h: int, w: int) -> torch.Tensor:
-        rows = bicubic_matrix(h, self.side).to(table.device)
-        cols = bicubic_matrix(w, self.side).to(table.device)
+        rows = bicubic_matrix_on(table.device, h, self.side)
+        cols = bicubic_matrix_on(table.device, w, self.side)
         tall = (rows @ table.flatten(1)).view(h, self.side, -1)  # [h, S, C]
         grid = cols @ tall  # [h, w, C]
         return merge_order(grid, self.merge).repeat(t, 1)

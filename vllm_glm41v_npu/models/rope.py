@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position embeddings of the two towers, both in half (NeoX) form.
+"""Rotary position embeddings of the two towers, both over whole heads in half (NeoX) form.
 
-The checkpoint's decoder uses the interleaved form: it rotates the pairs (0, 1), (2, 3), ... of a
-head. Ascend's kernels document only the half form, which rotates the pairs (0, d/2), (1, d/2 + 1),
-.... The two differ by a permutation of the rows of the q and k projections, and a permutation
-applied to both leaves every score q.k unchanged. `deinterleave` is that permutation; the loader
-applies it, so nothing after it knows the interleaved form.
+The checkpoint's decoder rotates the first channels of a head, in interleaved form: the pairs
+(0, 1), (2, 3), .... Ascend's kernels document only the half form, which rotates the pairs (0, d/2),
+(1, d/2 + 1), ..., and are at their best on whole heads. Any permutation of the channels that is
+applied to q and k alike leaves every score q.k unchanged, so `deinterleave` puts the partners of a
+pair half a head apart; the channels that are not rotated fill the rest of both halves, and turn by
+frequency zero. The loader applies it, so nothing after it knows the other form.
 
 Sources: RoFormer (arXiv 2104.09864); Qwen2-VL (arXiv 2409.12191) for the three-axis positions.
 """
@@ -16,25 +17,28 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from vllm import _custom_ops as ops
+from vllm.model_executor.layers.rotary_embedding.common import ApplyRotaryEmb
 
 from ..platform import current_backend
 
 
 def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tensor:
-    """Reorder the rows of a q or k projection from interleaved to half form.
+    """Reorder the rows of a q or k projection from interleaved partial to half form.
 
     Args:
         rows: [heads * head_dim, ...], any dtype: a weight, a bias, or a per-channel scale.
         head_dim: Channels of one head.
-        rotated: Leading channels of a head that are rotated; the rest stay in place.
+        rotated: Leading channels of a head that are rotated.
 
     Returns:
-        The same shape; of each head first the even rotary rows, then the odd ones, then the rest.
+        The same shape; the first half of each head holds the even rotary rows and half of the
+        unrotated ones, the second half the odd rotary rows and the other unrotated ones.
     """
     order = torch.arange(head_dim)
-    order[:rotated] = order[:rotated].view(-1, 2).t().flatten()
+    even, odd = order[:rotated].view(-1, 2).t()
+    rest, other = order[rotated:].chunk(2)
     heads = rows.reshape(-1, head_dim, *rows.shape[1:])  # [heads, head_dim, ...]
-    return heads[:, order].reshape(rows.shape)
+    return heads[:, torch.cat((even, rest, odd, other))].reshape(rows.shape)
 
 
 def rotary_dim(config) -> int:
@@ -55,24 +59,31 @@ def text_inverse_frequencies(config) -> tuple[torch.Tensor, float]:
     return 1.0 / rope["rope_theta"] ** exponent, 1.0
 
 
+def whole_head_frequencies(config) -> tuple[torch.Tensor, float]:
+    """As `text_inverse_frequencies`, filled up with zeros to [head_dim / 2]; on torch's device."""
+    inv_freq, scaling = text_inverse_frequencies(config)
+    inv_freq = inv_freq.to(torch.get_default_device())
+    still = config.hidden_size // config.num_attention_heads // 2 - inv_freq.numel()
+    return torch.cat((inv_freq, inv_freq.new_zeros(still))), scaling
+
+
 class TextRotaryEmbedding(nn.Module):
-    """Partial three-axis rope of the decoder.
+    """Three-axis rope of the decoder, in plain PyTorch and with vLLM's CPU kernel.
 
     A token has a position on each of three axes (time, height, width); each frequency belongs to
-    one axis. `rows` merges them once per step, and every layer rotates with the same rows.
+    one axis. `step` merges them once per step, and every layer rotates with the same rows.
     """
 
     def __init__(self, config, dtype: torch.dtype) -> None:
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.dtype = dtype
-        self.in_place = current_backend().rotates_in_place
-        inv_freq, self.scaling = text_inverse_frequencies(config)
+        inv_freq, self.scaling = whole_head_frequencies(config)
         section = config.rope_parameters["mrope_section"]
         axis = [part % 3 for part, count in enumerate(section) for _ in range(count)]
+        axis += [0] * (inv_freq.numel() - len(axis))
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("axis", torch.tensor(axis), persistent=False)
-        self.rotary_dim = 2 * inv_freq.numel()
 
     def rows(self, positions: torch.Tensor) -> torch.Tensor:
         """The cos and sin of each token.
@@ -81,33 +92,36 @@ class TextRotaryEmbedding(nn.Module):
             positions: int64 [3, tokens], or [tokens] where the three axes agree.
 
         Returns:
-            [tokens, rotary_dim] of the model's dtype: first the cosines, then the sines.
+            [tokens, head_dim] of the model's dtype: first the cosines, then the sines.
         """
         if positions.dim() == 2:
-            positions = positions[self.axis]  # [rotary_dim / 2, tokens]
+            positions = positions[self.axis]  # [head_dim / 2, tokens]
             angles = positions.t().float() * self.inv_freq
         else:
             angles = positions[:, None].float() * self.inv_freq
         return (torch.cat((angles.cos(), angles.sin()), dim=-1) * self.scaling).to(self.dtype)
 
+    def step(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `forward` needs of a step's `positions`: each token's row number, and the rows."""
+        index = torch.arange(positions.shape[-1], device=positions.device)
+        return index, self.rows(positions)
+
     def forward(
-        self, rows: torch.Tensor, q: torch.Tensor, k: torch.Tensor
+        self, step: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim] by `rows`."""
-        if self.in_place and not torch.compiler.is_compiling():
+        """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim]."""
+        index, rows = step
+        if not torch.compiler.is_compiling():
             # In place, strided, one pass; under a compiler the plain form fuses better.
-            index = torch.arange(rows.shape[0], device=rows.device)
             ops.rotary_embedding(index, q, k, self.head_dim, rows, True)
             return q, k
         return self.rotate(rows, q), self.rotate(rows, k)
 
     def rotate(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The plain form of the rotation, on x [tokens, heads * head_dim]; x is left alone."""
-        cos, sin = rows[:, None].chunk(2, dim=-1)  # [tokens, 1, rotary_dim / 2] each
-        heads = x.view(x.shape[0], -1, self.head_dim)  # [tokens, heads, head_dim]
-        half = self.rotary_dim // 2
-        a, b, rest = heads.split([half, half, self.head_dim - self.rotary_dim], dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).view_as(x)
+        cos, sin = rows[:, None].chunk(2, dim=-1)  # [tokens, 1, head_dim / 2] each
+        a, b = x.view(x.shape[0], -1, self.head_dim).chunk(2, dim=-1)  # [tokens, heads, d / 2]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).view_as(x)
 
 
 def merge_order(grid: torch.Tensor, merge: int) -> torch.Tensor:
@@ -120,10 +134,8 @@ def merge_order(grid: torch.Tensor, merge: int) -> torch.Tensor:
     return blocks.transpose(1, 2).reshape(h * w, *rest)
 
 
-def vision_cos_sin(
-    grid_thw: list[list[int]], head_dim: int, merge: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [patches, head_dim / 2] of the vision tower's two-axis rope.
+def vision_angles(grid_thw: list[list[int]], head_dim: int, merge: int) -> torch.Tensor:
+    """Angles float32 [patches, head_dim / 2] of the vision tower's two-axis rope.
 
     The first half of the frequencies turns with a patch's row, the second with its column;
     `grid_thw` lists frames, rows and columns of patches for each picture.
@@ -136,5 +148,46 @@ def vision_cos_sin(
         col = torch.arange(w, dtype=torch.float32)[None, :, None] * inv_freq  # [1, w, d/4]
         both = torch.cat((row.expand(h, w, -1), col.expand(h, w, -1)), dim=-1)
         angles.append(merge_order(both, merge).repeat(t, 1))
-    angle = torch.cat(angles)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat(angles)
+
+
+class VisionRotaryEmbedding(nn.Module):
+    """Two-axis rope of the vision tower, through vLLM's layer."""
+
+    def __init__(self, head_dim: int, merge: int) -> None:
+        super().__init__()
+        self.head_dim, self.merge = head_dim, merge
+        self.apply_rotary_emb = ApplyRotaryEmb(enforce_enable=True)
+
+    def step(
+        self, grid_thw: list[list[int]], dtype: torch.dtype, device: torch.device
+    ) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines [patches, head_dim / 2] of a batch of pictures; see vision_angles."""
+        angles = vision_angles(grid_thw, self.head_dim, self.merge)
+        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+
+    def forward(
+        self, step: tuple[torch.Tensor, ...], qk: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated q and k [1, patches, heads, head_dim] of qk [1, patches, 2 * heads, head_dim]."""
+        q, k = self.apply_rotary_emb(qk, *step).chunk(2, dim=2)
+        return q, k
+
+
+def text_rotary_embedding(config, dtype: torch.dtype, max_positions: int) -> nn.Module:
+    """The decoder's rope, in the class that fits the backend."""
+    kernel = current_backend().text_rope
+    if kernel == "rotary_embedding":
+        return TextRotaryEmbedding(config, dtype)
+    from .rope_ascend import TEXT_CLASSES
+
+    return TEXT_CLASSES[kernel](config, dtype, max_positions)
+
+
+def vision_rotary_embedding(head_dim: int, merge: int) -> nn.Module:
+    """The vision tower's rope, in the class that fits the backend."""
+    if not current_backend().is_ascend:
+        return VisionRotaryEmbedding(head_dim, merge)
+    from .rope_ascend import AscendVisionRotaryEmbedding
+
+    return AscendVisionRotaryEmbedding(head_dim, merge)

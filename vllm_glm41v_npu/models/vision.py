@@ -23,11 +23,10 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 from vllm.model_executor.layers.quantization import QuantizationConfig
-from vllm.model_executor.layers.rotary_embedding.common import ApplyRotaryEmb
 from vllm.model_executor.models.vision import is_vit_use_data_parallel
 
 from .position_embedding import VisionEmbeddings
-from .rope import vision_cos_sin
+from .rope import vision_rotary_embedding
 
 PIXEL_OFFSET = 128
 """Subtracted from a uint8 pixel before the patch embedding; exact in every dtype."""
@@ -70,19 +69,19 @@ class VisionAttention(nn.Module):
             scale=self.head_dim**-0.5,
             prefix=f"{prefix}.attn",
         )
-        self.apply_rotary_emb = ApplyRotaryEmb(enforce_enable=True)
 
     def forward(
         self,
         x: torch.Tensor,
-        cos_sin: tuple[torch.Tensor, torch.Tensor],
+        rotary_emb: nn.Module,
+        rope_step: tuple[torch.Tensor, ...],
         cu_seqlens: torch.Tensor,
     ) -> torch.Tensor:
         """[patches, hidden_size] to the same shape."""
         qkv, _ = self.qkv(x)
         qkv = qkv.view(1, x.shape[0], 3 * self.num_heads, self.head_dim)  # [1, N, 3 H, D]
         qk, v = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
-        q, k = self.apply_rotary_emb(qk, *cos_sin).chunk(2, dim=2)  # [1, N, H, D] each
+        q, k = rotary_emb(rope_step, qk)  # [1, N, H, D] each
         x = self.attn(query=q, key=k, value=v, cu_seqlens=cu_seqlens)
         out, _ = self.proj(x.reshape(qkv.shape[1], -1))
         return out
@@ -146,7 +145,8 @@ class VisionBlock(nn.Module):
         self,
         x: torch.Tensor,
         residual: torch.Tensor | None,
-        cos_sin: tuple[torch.Tensor, torch.Tensor],
+        rotary_emb: nn.Module,
+        rope_step: tuple[torch.Tensor, ...],
         cu_seqlens: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x and residual [patches, hidden_size]: what was computed last, and the sum before it."""
@@ -154,7 +154,7 @@ class VisionBlock(nn.Module):
             x, residual = self.norm1(x), x
         else:
             x, residual = self.norm1(x, residual)
-        x = self.attn(x, cos_sin, cu_seqlens)
+        x = self.attn(x, rotary_emb, rope_step, cu_seqlens)
         x, residual = self.norm2(x, residual)
         return self.mlp(x), residual
 
@@ -221,11 +221,13 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.spatial_merge_size = config.spatial_merge_size
         self.out_hidden_size = config.out_hidden_size
-        self.head_dim = config.hidden_size // config.num_heads
         self.patch_embed = PatchEmbed(config, prefix=f"{prefix}.patch_embed")
         self.post_conv_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.embeddings = VisionEmbeddings(
             config.image_size // config.patch_size, config.hidden_size, config.spatial_merge_size
+        )
+        self.rotary_emb = vision_rotary_embedding(
+            config.hidden_size // config.num_heads, config.spatial_merge_size
         )
         self.blocks = nn.ModuleList(
             VisionBlock(config, quant_config, prefix=f"{prefix}.blocks.{index}")
@@ -263,16 +265,16 @@ class VisionTransformer(nn.Module):
             [patches / merge^2, out_hidden_size].
         """
         grids = [list(grid) for grid in grid_thw]
-        lengths = torch.tensor([0] + [h * w for t, h, w in grids for _ in range(t)])
-        cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(self.device)
-        cos, sin = vision_cos_sin(grids, self.head_dim, self.spatial_merge_size, self.dtype)
-        cos_sin = (cos.to(self.device), sin.to(self.device))
+        lengths = torch.tensor([0] + [h * w for t, h, w in grids for _ in range(t)], device="cpu")
+        # On the host, where Ascend's attention wants it: no block has to fetch it.
+        cu_seqlens = lengths.cumsum(0, dtype=torch.int32)
+        rope_step = self.rotary_emb.step(grids, self.dtype, self.device)
 
         x = self.post_conv_layernorm(self.patch_embed(pixel_values.to(self.device)))
         x = x + self.embeddings(grids)
         residual = None
         for block in self.blocks:
-            x, residual = block(x, residual, cos_sin, cu_seqlens)
+            x, residual = block(x, residual, self.rotary_emb, rope_step, cu_seqlens)
         x, _ = self.post_layernorm(x, residual)
 
         # [patches, C] -> [patches / m^2, m^2 C]
