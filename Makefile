@@ -9,7 +9,7 @@ ifndef PYTHON
 PYTHON := $(shell $(find_python))
 endif
 VENV := .venv/bin
-SOURCES := vllm_glm41v_npu tools tests examples $(wildcard benchmarks)
+SOURCES := vllm_glm41v_npu npu_emulator tools tests examples docker $(wildcard benchmarks)
 
 # The one place for the settings of everything that runs here.
 export HF_HUB_OFFLINE := 1
