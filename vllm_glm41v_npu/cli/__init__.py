@@ -9,9 +9,11 @@ import typer
 
 from vllm_glm41v_npu import __version__
 from vllm_glm41v_npu.cli.ask import ask
+from vllm_glm41v_npu.cli.doctor import doctor
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(ask)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

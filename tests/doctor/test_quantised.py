@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kind of checkpoint it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.doctor.machines import (
+    say,
+    write_weights,
+)
+from vllm_glm41v_npu import doctor
+
+LAYER = "model.language_model.layers.0.self_attn.q_proj."
+
+
+def quantise(folder: Path, kind: str, deq_scale: str, **names: str) -> None:
+    """Put what msModelSlim writes for one layer in the place of the weights."""
+    floats = {"F32": "BF16", "I64": "F16"}[deq_scale]
+    (folder / "model.safetensors").unlink()
+    tensors = {
+        f"{LAYER}weight": ("I8", [256, 256]),
+        f"{LAYER}deq_scale": (deq_scale, [256]),
+        f"{LAYER}quant_bias": ("I32", [256]),
+        "lm_head.weight": (floats, [320, 256]),
+    }
+    write_weights(folder / f"quant_model_weight_{kind.lower()}.safetensors", tensors)
+    description = {"version": "1.0.0", "model_quant_type": kind}
+    description |= {name: kind for name in tensors} | {"lm_head.weight": "FLOAT"} | names
+    (folder / "quant_model_description.json").write_text(json.dumps(description))
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = {"BF16": "bfloat16", "F16": "float16"}[floats]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_w8a8(machine, copy):
+    """Guards against a type that is not told, and against its scales being misread in silence:
+    int64 of float16 are all zeros in bfloat16, and the other way round."""
+    quantise(copy, "W8A8", "F32")
+    found = {finding.name: finding for finding in doctor.examine(machine(copy))}
+    assert "msModelSlim W8A8 (tensors: 3 W8A8, 1 FLOAT)" in found["checkpoint type"].found
+    assert "later version" in found["checkpoint type"].advice
+    assert found["dtype"].found.startswith("bfloat16 by --dtype auto")
+    assert found["weights"].status == "ok"
+    config = json.loads((copy / "config.json").read_text()) | {"dtype": "float16"}
+    (copy / "config.json").write_text(json.dumps(config))
+    finding = say(machine(copy), "dtype")
+    assert finding.status == "warn"
+    assert "--dtype bfloat16" in finding.advice
+
+
+def test_w8a8_of_bfloat16_on_a_310p(ascend, machine, copy):
+    """Guards against all zeros on a chip that only computes in float16."""
+    quantise(copy, "W8A8", "F32")
+    finding = say(machine(copy, device="npu", chip="_310P"), "dtype")
+    assert finding.status == "fail"
+    assert "made for bfloat16, and Atlas 310P runs in float16" in finding.found
+
+
+def test_w8a8s(ascend, machine, copy):
+    """Guards against a sparse checkpoint on a chip that has no such layers."""
+    quantise(copy, "W8A8S", "I64")
+    on_a2 = say(machine(copy, device="npu"), "checkpoint type")
+    assert on_a2.status == "fail"
+    assert "which only Atlas 310P reads, not Atlas A2" in on_a2.found
+    on_310p = machine(copy, device="npu", chip="_310P")
+    assert "only Atlas 310P" not in say(on_310p, "checkpoint type").found
+    assert say(on_310p, "dtype").found.startswith("float16 by --dtype auto")
+
+
+def test_description_of_other_weights(machine, copy):
+    """Guards against a description copied from another run, and a type that nobody reads."""
+    quantise(copy, "W8A8", "I64", **{"lm_head.bias": "FLOAT"})
+    assert "1 tensors that no file has: lm_head.bias" in say(machine(copy), "description").found
+    text = (copy / "quant_model_description.json").read_text()
+    (copy / "quant_model_description.json").write_text(text.replace('"W8A8"', '"W4A4"'))
+    assert "unknown W4A4" in say(machine(copy), "checkpoint type").found
+    mindie = copy / "quant_model_description_w8a8.json"
+    (copy / "quant_model_description.json").rename(mindie)
+    assert "for MindIE" in say(machine(copy), "checkpoint type").found
+
+
+@pytest.mark.parametrize(
+    ("method", "status"), [("compressed-tensors", "ok"), ("awq", "fail"), ("fp8", "warn")]
+)
+def test_other_tools_checkpoints(machine, copy, method, status):
+    """Guards against a packed checkpoint whose loading the README says is refused."""
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["quantization_config"] = {"quant_method": method}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert say(machine(copy), "checkpoint type").status == status
