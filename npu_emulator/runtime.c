@@ -16,8 +16,9 @@
 #define ALIGNMENT 512     /* of the runtime's allocator */
 #define PADDING 64        /* kernels may read a little past the end */
 #define ACL_ERROR_BAD_ALLOC 200000
+#define ACL_ERROR_RT_CONTEXT_NULL 107002
 
-static _Thread_local int current_device;
+static _Thread_local int current_device = -1; /* none until a thread sets one */
 static atomic_long allocated[MAX_DEVICES];
 /* The device of each allocation is not kept: a process of vLLM uses one. */
 
@@ -27,6 +28,8 @@ static long setting(const char *name, long otherwise) {
 }
 
 static long total_memory(void) { return setting("NPU_EMULATOR_MEMORY_GIB", 64) << 30; }
+
+static int device_slot(void) { return current_device < 0 ? 0 : current_device % MAX_DEVICES; }
 
 /* Devices */
 
@@ -46,13 +49,14 @@ int aclrtSetDevice(int device) {
 }
 
 int aclrtGetDevice(int *device) {
+    if (current_device < 0) return ACL_ERROR_RT_CONTEXT_NULL;
     *device = current_device;
     return 0;
 }
 
 int aclrtGetCurrentContext(void **context) {
     static char contexts[MAX_DEVICES];
-    *context = &contexts[current_device % MAX_DEVICES];
+    *context = &contexts[device_slot()];
     return 0;
 }
 
@@ -75,7 +79,7 @@ int aclGetCompileopt(int option, char *value, unsigned long size) {
 /* Memory */
 
 static int take(void **pointer, unsigned long size) {
-    atomic_long *used = &allocated[current_device % MAX_DEVICES];
+    atomic_long *used = &allocated[device_slot()];
     if (atomic_load(used) + (long)size > total_memory()) return ACL_ERROR_BAD_ALLOC;
     if (posix_memalign(pointer, ALIGNMENT, size + PADDING)) return ACL_ERROR_BAD_ALLOC;
     atomic_fetch_add(used, (long)malloc_usable_size(*pointer));
@@ -93,7 +97,7 @@ int aclrtMallocAlign32(void **pointer, unsigned long size, int policy) {
 }
 
 int aclrtFree(void *pointer) {
-    atomic_fetch_sub(&allocated[current_device % MAX_DEVICES], (long)malloc_usable_size(pointer));
+    atomic_fetch_sub(&allocated[device_slot()], (long)malloc_usable_size(pointer));
     free(pointer);
     return 0;
 }
@@ -115,7 +119,7 @@ int aclrtFreeHost(void *pointer) {
 int aclrtGetMemInfo(int kind, unsigned long *available, unsigned long *total) {
     (void)kind;
     *total = (unsigned long)total_memory();
-    *available = *total - (unsigned long)atomic_load(&allocated[current_device % MAX_DEVICES]);
+    *available = *total - (unsigned long)atomic_load(&allocated[device_slot()]);
     return 0;
 }
 

@@ -30,6 +30,12 @@ class Shape:
     image_size: int
 
 
+# Ascend's attention and rope kernels take heads of 128 channels.
+CHIP_SHAPES = (
+    Shape("chip-heads", 512, 4, 2, 3, (8, 12, 12), 256, 2, 3, 336),
+    Shape("chip-deep", 256, 2, 1, 6, (16, 6, 10), 128, 1, 5, 56),
+)
+
 SHAPES = (
     Shape("wide-heads", 256, 2, 1, 3, (8, 12, 12), 128, 2, 3, 336),
     Shape("many-kv", 384, 12, 4, 2, (2, 3, 3), 96, 3, 2, 112),

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -17,3 +22,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if shutil.which(os.environ.get("CXX", "g++")) is None:
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 os.environ.pop("VLLM_PLUGINS", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that names no lane runs on the CPU."""
+    for item in items:
+        if not any(item.get_closest_marker(lane) for lane in ("cpu", "ascend", "npu")):
+            item.add_marker(pytest.mark.cpu)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a checkpoint by its name: "tiny", or a random one's, written when first asked.
+
+    On Ascend, "tiny" has the head size that its kernels take, and computes the same.
+    """
+    from tests.checkpoints import CHIP_SHAPES, SHAPES, TINY, write_checkpoint
+    from tests.lane import ON_CPU
+    from tests.widen import write_wide_tiny
+
+    @functools.cache
+    def write(name: str) -> Path:
+        if name == "tiny":
+            return TINY if ON_CPU else write_wide_tiny(tmp_path_factory.mktemp("wide") / "tiny")
+        shape = next(shape for shape in (*SHAPES, *CHIP_SHAPES) if shape.name == name)
+        return write_checkpoint(shape, tmp_path_factory.mktemp(name))
+
+    return write

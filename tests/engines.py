@@ -15,6 +15,8 @@ import torch
 from transformers import AutoProcessor, Glm4vForConditionalGeneration
 from vllm import LLM, RequestOutput, SamplingParams
 
+from tests.lane import DTYPE, ON_CPU
+
 Message = dict[str, Any]
 NEW_TOKENS = 32
 TOP = 20
@@ -27,7 +29,7 @@ STEP_TOKENS = 1024
 def engine(model: Path, **options: Any) -> Iterator[LLM]:
     """vLLM's engine over `model`, in this process unless the options need several."""
     settings: dict[str, Any] = {
-        "dtype": "float32",
+        "dtype": DTYPE,
         "enforce_eager": True,
         "max_model_len": 8192,
         "max_num_batched_tokens": STEP_TOKENS,
@@ -37,6 +39,11 @@ def engine(model: Path, **options: Any) -> Iterator[LLM]:
         "kv_cache_memory_bytes": 256 << 20,
         "enable_mm_embeds": True,
     }
+    if not ON_CPU:
+        # Atlas 310P's worker sizes the cache by this alone; several engines follow in a process.
+        settings["gpu_memory_utilization"] = 0.1
+        gc.collect()
+        torch.npu.empty_cache()  # its profiling wants to see memory taken
     llm = LLM(str(model), **settings | options)
     try:
         yield llm
@@ -83,7 +90,10 @@ class Oracle:
 
     @cached_property
     def network(self) -> Any:
-        network = Glm4vForConditionalGeneration.from_pretrained(self.path, dtype=torch.float32)
+        return self._load(torch.float32)
+
+    def _load(self, dtype: torch.dtype) -> Any:
+        network = Glm4vForConditionalGeneration.from_pretrained(self.path, dtype=dtype)
         network.generation_config.eos_token_id = None  # always NEW_TOKENS tokens
         return network.eval()
 
@@ -117,6 +127,51 @@ class Oracle:
             out.logits[0][0].float().log_softmax(-1),
         )
 
+    @torch.inference_mode()
+    def forced(
+        self, messages: list[Message], answer: list[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Log-probabilities float32 [len(answer), vocab_size] at each token of a given answer.
+
+        Every weight is rounded to `dtype`, and so is what every linear layer and norm returns; the
+        arithmetic between is float32's.
+        """
+        inputs = dict(self.inputs(messages))
+        given = torch.tensor([answer])
+        inputs["input_ids"] = torch.cat((inputs["input_ids"], given), dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        kinds = inputs["mm_token_type_ids"]
+        inputs["mm_token_type_ids"] = torch.cat((kinds, kinds.new_zeros(given.shape)), dim=1)
+        with rounded(self.network, dtype):
+            logits = self.network(**inputs).logits[0, -len(answer) - 1 : -1]
+        return logits.float().log_softmax(-1)
+
+
+@contextmanager
+def rounded(network: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Let `network` compute as one that keeps every tensor in `dtype`; float32 changes nothing."""
+    if dtype == torch.float32:
+        yield
+        return
+    kept = {name: value.detach().clone() for name, value in network.named_parameters()}
+    hooks = []
+
+    def round_output(module: Any, arguments: Any, output: Any) -> Any:
+        return output.to(dtype).float() if isinstance(output, torch.Tensor) else output
+
+    try:
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype).float()
+        for module in network.modules():
+            if not list(module.children()):
+                hooks.append(module.register_forward_hook(round_output))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, parameter in network.named_parameters():
+            parameter.data = kept[name]
+
 
 def check_equal(output: RequestOutput, want: Expected) -> None:
     """Prompt ids, every token, and the first step's best log-probabilities within 1e-4."""
@@ -125,3 +180,39 @@ def check_equal(output: RequestOutput, want: Expected) -> None:
     for token, logprob in output.outputs[0].logprobs[0].items():
         assert abs(logprob.logprob - want.logprobs[token].item()) < 1e-4
     assert tokens(output) == want.tokens
+
+
+def check_within_rounding(
+    output: RequestOutput, messages: list[Message], oracle: Oracle, dtype: str
+) -> None:
+    """Prompt ids, and every token the best one or, within `dtype`'s rounding, as good as it.
+
+    transformers goes along our answer, once in float32 and once rounded to `dtype`. How far the
+    two are apart at a token is what rounding does there, to any candidate: a token of ours may be
+    behind the best one by twice that, as both may have moved.
+    """
+    ours = tokens(output)
+    assert list(output.prompt_token_ids or []) == oracle.inputs(messages)["input_ids"][0].tolist()
+    exact = oracle.forced(messages, ours, torch.float32)
+    rough = oracle.forced(messages, ours, getattr(torch, dtype))
+    rounding = (exact - rough).abs().amax(-1)  # [new tokens]
+    behind = exact.amax(-1) - exact.gather(1, torch.tensor(ours)[:, None])[:, 0]
+    allowed = 2 * rounding
+    late = (behind > allowed).nonzero().flatten().tolist()
+    assert not late, [
+        f"token {place} is behind by {behind[place]:.4f}, allowed {allowed[place]:.4f}"
+        for place in late
+    ]
+    assert output.outputs[0].logprobs is not None
+    for token, logprob in output.outputs[0].logprobs[0].items():
+        assert abs(logprob.logprob - exact[0, token].item()) <= 2 * rounding[0] + 1e-4
+
+
+def check(
+    output: RequestOutput, messages: list[Message], oracle: Oracle, dtype: str = DTYPE
+) -> None:
+    """Our answer to `messages` is transformers', as exactly as `dtype` allows."""
+    if dtype == "float32":
+        check_equal(output, oracle.answer(messages))
+    else:
+        check_within_rounding(output, messages, oracle, dtype)

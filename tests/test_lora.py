@@ -13,8 +13,8 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
 from tests.checkpoints import TINY
+from tests.end_to_end.cases import CASES
 from tests.engines import NEW_TOKENS, Oracle, ask, engine, tokens
-from tests.test_parity import CASES
 
 RANK, ALPHA = 4, 8
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 from vllm import LLM, SamplingParams
 
 from tests.checkpoints import TINY
+from tests.end_to_end.cases import CASES, PICTURES, QUESTION
 from tests.engines import NEW_TOKENS, Oracle, ask, check_equal, engine, tokens
-from tests.test_parity import CASES, PICTURES, QUESTION
 from tools.tiny_evaluate import final_answer
 from vllm_glm41v_npu.cli.ask import conversation
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import SHAPES, TINY, write_checkpoint
+from tests.end_to_end.cases import CASES
 from tests.engines import Oracle, ask, check_equal, engine
-from tests.test_parity import CASES
 
 NAMES = ("text", "one-picture", "three-pictures", "long-with-pictures")
 

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our network and processing in vLLM's engine, against transformers, in float32.
+"""Our network and processing in vLLM's engine, against transformers in float32.
 
-On the trained tiny checkpoint and on random ones of other shapes.
+On the trained tiny checkpoint and on random ones of other shapes, eagerly; test_modes.py has the
+engine's other modes.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from vllm import LLM
+from vllm import LLM, SamplingParams
 from vllm.multimodal.inputs import (
     MultiModalFeatureSpec,
     MultiModalFieldElem,
@@ -24,67 +22,40 @@ from vllm.multimodal.inputs import (
     PlaceholderRange,
 )
 
-from tests.checkpoints import SHAPES, TINY, write_checkpoint
-from tests.engines import (
-    STEP_TOKENS,
-    Message,
-    Oracle,
-    ask,
-    check_equal,
-    engine,
-    network_call,
-    tokens,
-)
+from tests.checkpoints import CHIP_SHAPES, SHAPES
+from tests.end_to_end.cases import CASES, PICTURES, QUESTION, long_text
+from tests.engines import NEW_TOKENS, STEP_TOKENS, Oracle, ask, check, engine, network_call
+from tests.lane import ALL_LANES, DTYPE, EXACT, ON_CPU, OTHER_DTYPES
 from vllm_glm41v_npu.cli.ask import conversation
+
+pytestmark = ALL_LANES
+
+NAMES = ["tiny", *(shape.name for shape in (SHAPES if ON_CPU else CHIP_SHAPES))]
+RUNS = [(name, DTYPE) for name in NAMES] + [("tiny", dtype) for dtype in OTHER_DTYPES]
 
 
 class Pair(NamedTuple):
     llm: LLM
     oracle: Oracle
+    dtype: str
+
+    def check(self, output: Any, messages: list[dict[str, Any]]) -> None:
+        check(output, messages, self.oracle, self.dtype)
 
 
-def picture(height: int, width: int, seed: int) -> Image.Image:
-    """Smooth blobs with noise, so that resizing and position both matter."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
-    noisy = smooth + rng.integers(-20, 21, smooth.shape)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-
-def long_text(count: int) -> str:
-    """Text of about `count` tokens; digits are one token each in the tiny vocabulary."""
-    return "".join(str(digit) for digit in np.random.default_rng(7).integers(0, 10, count))
-
-
-PICTURES = [picture(100, 150, 1), picture(224, 90, 2), picture(61, 300, 3)]
-QUESTION = "What number is written in the picture?"
-CASES: dict[str, list[Message]] = {
-    "text": conversation([], "Who are you?"),
-    "one-picture": conversation(PICTURES[:1], QUESTION),
-    "three-pictures": conversation(PICTURES, "What numbers are in the pictures?"),
-    "long-text": conversation([], long_text(4000)),
-    "long-with-pictures": conversation(PICTURES[1:], long_text(2500)),
-}
-
-
-@pytest.fixture(scope="module", params=["tiny", *(shape.name for shape in SHAPES)])
-def pair(request, tmp_path_factory) -> Iterator[Pair]:
-    path = TINY if request.param == "tiny" else _random(request.param, tmp_path_factory)
-    with engine(path) as llm:
-        yield Pair(llm, Oracle(path))
-
-
-def _random(name: str, tmp_path_factory) -> Path:
-    shape = next(shape for shape in SHAPES if shape.name == name)
-    return write_checkpoint(shape, tmp_path_factory.mktemp(name))
+@pytest.fixture(scope="module", params=RUNS, ids="-".join)
+def pair(request, checkpoint: Callable[[str], Path]) -> Iterator[Pair]:
+    name, dtype = request.param
+    path = checkpoint(name)
+    with engine(path, dtype=dtype) as llm:
+        yield Pair(llm, Oracle(path), dtype)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_request_equals_transformers(pair: Pair, case: str) -> None:
     """Guards the whole path: prompt ids, first log-probabilities, 32 greedy tokens."""
     (output,) = ask(pair.llm, [CASES[case]])
-    check_equal(output, pair.oracle.answer(CASES[case]))
+    pair.check(output, CASES[case])
     if case.startswith("long"):
         assert len(output.prompt_token_ids or []) > 2 * STEP_TOKENS  # it took several steps
 
@@ -94,7 +65,7 @@ def test_a_mixed_batch_equals_transformers(pair: Pair) -> None:
     requests = [CASES[name] for name in ("three-pictures", "text", "one-picture")]
     requests.append(conversation([PICTURES[2]], "Read the number."))
     for output, messages in zip(ask(pair.llm, requests), requests, strict=True):
-        check_equal(output, pair.oracle.answer(messages))
+        pair.check(output, messages)
 
 
 def test_a_repeated_picture_is_cached(pair: Pair) -> None:
@@ -107,13 +78,13 @@ def test_a_repeated_picture_is_cached(pair: Pair) -> None:
     other = conversation([PICTURES[1].resize(PICTURES[0].size)], start)
     first, again, third = (ask(pair.llm, [request])[0] for request in (same, same, other))
     assert (again.num_cached_tokens or 0) > (first.num_cached_tokens or 0)
-    check_equal(again, pair.oracle.answer(same))
-    check_equal(third, pair.oracle.answer(other))
+    pair.check(again, same)
+    pair.check(third, other)
     assert third.outputs[0].logprobs[0] != again.outputs[0].logprobs[0]
 
 
 def test_vision_features_equal_transformers(pair: Pair) -> None:
-    """Guards the tower alone, several sizes in one batch, within 1e-4."""
+    """Guards the tower alone, several sizes in one batch, within 1e-4 (half precision: 2%)."""
     inputs = pair.oracle.inputs(CASES["three-pictures"])
     grid_thw = inputs["image_grid_thw"]
     with torch.inference_mode():
@@ -122,12 +93,14 @@ def test_vision_features_equal_transformers(pair: Pair) -> None:
 
     def features(network: Any) -> torch.Tensor:
         with torch.inference_mode():
-            return torch.cat(
-                list(network.embed_multimodal(pixel_values=pixels, image_grid_thw=grid_thw))
-            )
+            found = network.embed_multimodal(pixel_values=pixels, image_grid_thw=grid_thw)
+            return torch.cat(list(found)).float().cpu()
 
-    got = network_call(pair.llm, features)
-    torch.testing.assert_close(got, torch.cat(list(want.pooler_output)), atol=1e-4, rtol=1e-4)
+    got, expected = network_call(pair.llm, features), torch.cat(list(want.pooler_output))
+    if EXACT:
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    else:
+        assert (got - expected).norm() < 0.02 * expected.norm()
 
 
 def still_pixels(pair: Pair, normalised: torch.Tensor) -> torch.Tensor:
@@ -156,14 +129,12 @@ def test_embeddings_as_inputs_equal_pictures(pair: Pair) -> None:
         "image_embeds": torch.cat(list(features.pooler_output)),
         "image_grid_thw": inputs["image_grid_thw"],
     }
-    from vllm import SamplingParams
-
     (output,) = pair.llm.generate(
         [{"prompt": prompt, "multi_modal_data": {"image": embeds}}],
-        SamplingParams(temperature=0, max_tokens=32, ignore_eos=True),
+        SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=1),
         use_tqdm=False,
     )
-    assert tokens(output) == pair.oracle.answer(CASES["one-picture"]).tokens
+    pair.check(output, CASES["one-picture"])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -204,16 +175,3 @@ def image_features(
         )
         token = offset + length
     return features
-
-
-@pytest.mark.skipif(
-    os.environ.get("TORCH_COMPILE_DISABLE") == "1", reason="needs a C++ compiler (g++)"
-)
-def test_the_compiled_network_equals_transformers() -> None:
-    """Guards what users get by default: vLLM compiles the decoder unless told not to."""
-    oracle = Oracle(TINY)
-    names = ("text", "three-pictures", "long-with-pictures")
-    with engine(TINY, enforce_eager=False) as llm:
-        outputs = ask(llm, [CASES[name] for name in names])
-    for output, name in zip(outputs, names, strict=True):
-        check_equal(output, oracle.answer(CASES[name]))

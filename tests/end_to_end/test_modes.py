@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's modes: compiled and captured graphs, and n-gram speculation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from vllm import LLM
+
+from tests.end_to_end.cases import CASES, QUESTION
+from tests.engines import Oracle, ask, check, engine
+from tests.lane import ALL_LANES, ON_CPU
+from vllm_glm41v_npu.cli.ask import conversation
+
+pytestmark = ALL_LANES
+
+NAMES = ("text", "three-pictures", "long-with-pictures")
+MODES: dict[str, dict[str, Any]] = {
+    "default": {"enforce_eager": False},
+}
+if not ON_CPU:
+    MODES["full-decode-only"] = {
+        "enforce_eager": False,
+        "compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"},
+    }
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+
+
+@pytest.mark.skipif(
+    ON_CPU and os.environ.get("TORCH_COMPILE_DISABLE") == "1", reason="needs a C++ compiler (g++)"
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_graphs_equal_transformers(mode: str, checkpoint: Callable[[str], Path]) -> None:
+    """Guards what users get by default, and the graph mode that vllm-ascend names for 310P."""
+    path = checkpoint("tiny")
+    oracle = Oracle(path)
+    with engine(path, **MODES[mode]) as llm:
+        outputs = ask(llm, [CASES[name] for name in NAMES])
+        # Again, when only decoding is left to compute for most of the prompt.
+        outputs += ask(llm, [CASES[name] for name in NAMES])
+    for output, name in zip(outputs, NAMES * 2, strict=True):
+        check(output, CASES[name], oracle)
+
+
+class Speculating(NamedTuple):
+    llm: LLM
+    oracle: Oracle
+
+
+@pytest.fixture(scope="module")
+def speculating(checkpoint: Callable[[str], Path]) -> Iterator[Speculating]:
+    path = checkpoint("tiny")
+    with engine(path, speculative_config=NGRAM, disable_log_stats=False) as llm:
+        yield Speculating(llm, Oracle(path))
+
+
+def accepted(llm: LLM) -> int:
+    return sum(
+        metric.value
+        for metric in llm.get_metrics()
+        if metric.name == "vllm:spec_decode_num_accepted_tokens"
+    )
+
+
+@pytest.mark.parametrize("case", ["text", "one-picture", "repeating"])
+def test_ngram_speculation_changes_no_answer(speculating: Speculating, case: str) -> None:
+    """Guards speculative decoding with pictures: drafts are accepted, and the answer stays."""
+    repeating = conversation([], QUESTION + " 12 34 56" * 20)
+    messages = repeating if case == "repeating" else CASES[case]
+    (output,) = ask(speculating.llm, [messages])
+    check(output, messages, speculating.oracle)
+    if case == "repeating":
+        assert accepted(speculating.llm) > 0

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of this run compute on: a CPU, an emulated NPU, or a real one.
+
+Tests marked ALL_LANES run on each, with the dtype and the checkpoints that it takes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_glm41v_npu.platform import current_backend
+
+ALL_LANES = [pytest.mark.cpu, pytest.mark.ascend, pytest.mark.npu]
+
+BACKEND = current_backend()
+ON_CPU = not BACKEND.is_ascend
+
+DTYPE = "float32" if ON_CPU else "float16"
+EXACT = DTYPE == "float32"
+"""Every token must be transformers'; otherwise one may differ within rounding."""
+
+OTHER_DTYPES = () if ON_CPU else tuple(dtype for dtype in BACKEND.dtypes if dtype != DTYPE)
+"""Of the end-to-end runs in another dtype."""
