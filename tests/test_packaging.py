@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tools.build_env import ENVIRONMENTS
 from vllm_glm41v_npu import __version__, plugin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,21 @@ def pins(name: str) -> dict[str, str]:
     return dict(zip(names, (match[2] for match in found if match), strict=True))
 
 
+def unmet(locked: dict[str, str]) -> set[tuple[str, str]]:
+    """Pairs of a distribution in `locked` and one it needs, which is not there or does not fit."""
+    found: set[tuple[str, str]] = set()
+    for name in locked:
+        for text in metadata.requires(name) or []:
+            requirement = Requirement(text)
+            needed = canonicalize_name(requirement.name)
+            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            version = locked.get(needed)
+            if not version or not requirement.specifier.contains(version, prereleases=True):
+                found.add((name, needed))
+    return found
+
+
 def test_locks_are_what_is_installed():
     """Guards against an environment that tests other versions than the lock files say."""
     cpu, dev = pins("cpu.lock"), pins("dev.lock")
@@ -60,18 +76,23 @@ def test_locks_are_what_is_installed():
 
 def test_locks_are_complete():
     """Guards against a package that --no-deps leaves without what it imports."""
-    locked = pins("cpu.lock") | pins("dev.lock")
-    unmet = set()
-    for name in locked:
-        for text in metadata.requires(name) or []:
-            requirement = Requirement(text)
-            needed = canonicalize_name(requirement.name)
-            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-                continue
-            version = locked.get(needed)
-            if not version or not requirement.specifier.contains(version, prereleases=True):
-                unmet.add((name, needed))
-    assert unmet == KNOWN_UNMET
+    assert unmet(pins("cpu.lock") | pins("dev.lock")) == KNOWN_UNMET
+
+
+def test_ascend_lock_changes_what_it_must():
+    """Guards against a line that repeats another lock's, and a pattern of no package."""
+    cpu, dev, ascend = pins("cpu.lock"), pins("dev.lock"), pins("ascend.lock")
+    assert {name for name in ascend if name in cpu} == {"torch", "torchvision"}
+    assert not set(ascend) & set(dev)
+    environment = ENVIRONMENTS["ascend"]
+    assert set(environment.pins()) == {
+        name
+        for name in cpu | dev | ascend
+        if not any(fnmatch(name, pattern) for pattern in environment.left_out)
+    }
+    for pattern in environment.left_out:
+        assert any(fnmatch(name, pattern) for name in cpu), pattern
+    assert ascend["vllm-ascend"] == plugin.TESTED["vllm-ascend"]
 
 
 def test_one_version_line():

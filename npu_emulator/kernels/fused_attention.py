@@ -235,8 +235,8 @@ def fused_infer_attention_score(
         raise ValueError(f"{len(spans)} queries came with {len(spans_kv)} lengths of keys.")
     outputs = _outputs(query, value_dim, call, softmax_lse_flag)
     for batch, (span, span_kv) in enumerate(zip(spans, spans_kv, strict=False)):
-        if span.stop == span.start:
-            continue
+        if span.stop == span.start or span_kv.stop == span_kv.start:
+            continue  # no queries, or no keys: a request that pads a graph's batch
         if block_table is None:
             k, v = (_rows(x, layout, batch, span_kv, kv_heads) for x in (key, value))
         else:

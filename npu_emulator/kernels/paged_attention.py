@@ -43,7 +43,7 @@ def reshape_and_cache(
         if is_nz(cache, *x.shape[1:]):
             size = cache.shape[2]
             # (tokens, kv_heads, dim) -> (tokens, kv_heads * dim / 16, 16)
-            cache[slots // size, :, slots % size] = x.reshape(x.shape[0], -1, 16)
+            cache[slots // size, :, slots % size] = x.reshape(x.shape[0], cache.shape[1], 16)
         else:
             size = cache.shape[1]
             cache[slots // size, slots % size] = x

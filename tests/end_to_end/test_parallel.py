@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.checkpoints import SHAPES, TINY, write_checkpoint
 from tests.end_to_end.cases import CASES
-from tests.engines import Oracle, ask, check_equal, engine
+from tests.engines import Oracle, ask, check, engine
+from tests.lane import ALL_LANES, ON_CPU
+
+pytestmark = ALL_LANES
 
 NAMES = ("text", "one-picture", "three-pictures", "long-with-pictures")
 
@@ -18,29 +21,34 @@ TP = {"tensor_parallel_size": 2}
 PP = {"pipeline_parallel_size": 2}
 ENCODER_DP = TP | {"mm_encoder_tp_mode": "data"}
 
+CPU_RUNS = [
+    pytest.param("tiny", TP, id="tensor"),
+    pytest.param("wide-heads", TP, id="tensor-one-kv-head"),
+    pytest.param("tiny", PP, id="pipeline"),
+    # Three vision heads cannot be split in two; whole pictures can.
+    pytest.param("many-kv", ENCODER_DP, id="encoder-data"),
+]
+ASCEND_RUNS = [
+    pytest.param("tiny", TP, id="tensor"),
+    pytest.param("chip-heads", TP | {"enforce_eager": False}, id="tensor-graphs"),
+    # One vision head cannot be split in two; whole pictures can.
+    pytest.param("chip-deep", ENCODER_DP, id="encoder-data-one-kv-head"),
+]
 
-@pytest.mark.parametrize(
-    ("model", "options"),
-    [
-        pytest.param("tiny", TP, id="tensor"),
-        pytest.param("wide-heads", TP, id="tensor-one-kv-head"),
-        pytest.param("tiny", PP, id="pipeline"),
-        # Three vision heads cannot be split in two; whole pictures can.
-        pytest.param("many-kv", ENCODER_DP, id="encoder-data"),
-    ],
-)
+
+@pytest.mark.parametrize(("model", "options"), CPU_RUNS if ON_CPU else ASCEND_RUNS)
 def test_two_processes_equal_transformers(
-    model: str, options: dict[str, Any], tmp_path: Path, monkeypatch
+    model: str, options: dict[str, Any], checkpoint: Callable[[str], Path], monkeypatch
 ) -> None:
     """Guards the sharded loading, the split of heads and pictures, and the stages' hand-over."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    path = TINY
-    if model != "tiny":
-        path = write_checkpoint(next(s for s in SHAPES if s.name == model), tmp_path)
+    if not ON_CPU:
+        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    path = checkpoint(model)
     oracle = Oracle(path)
     with engine(path, **options) as llm:
         outputs = ask(llm, [CASES[name] for name in NAMES])
         # Alone, so that with whole pictures to a rank, one rank has none.
         outputs += ask(llm, [CASES["one-picture"]])
     for output, name in zip(outputs, (*NAMES, "one-picture"), strict=True):
-        check_equal(output, oracle.answer(CASES[name]))
+        check(output, CASES[name], oracle)
