@@ -12,7 +12,7 @@ import os
 import sys
 import types
 
-from .settings import BUILT, Chip, current_chip
+from .settings import BUILT, MEMORY_GIB, Chip, current_chip
 
 SETTINGS = {
     "TASK_QUEUE_ENABLE": "0",  # calls run where they are made, not on torch_npu's own thread
@@ -22,7 +22,7 @@ SETTINGS = {
 def describe_chip(chip: Chip) -> None:
     """Tell the stub runtime, and vllm-ascend's build information, which chip this is."""
     os.environ["NPU_EMULATOR_SOC"] = chip.soc
-    os.environ.setdefault("NPU_EMULATOR_MEMORY_GIB", str(chip.memory_gib))
+    os.environ.setdefault("NPU_EMULATOR_MEMORY_GIB", str(MEMORY_GIB))
     # A wheel of vllm-ascend is built for one chip; this one serves both.
     built_for = types.ModuleType("vllm_ascend._build_info")
     built_for.__dict__["__device_type__"] = chip.device_type

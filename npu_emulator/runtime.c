@@ -27,7 +27,7 @@ static long setting(const char *name, long otherwise) {
     return text && *text ? atol(text) : otherwise;
 }
 
-static long total_memory(void) { return setting("NPU_EMULATOR_MEMORY_GIB", 64) << 30; }
+static long total_memory(void) { return setting("NPU_EMULATOR_MEMORY_GIB", 4) << 30; }
 
 static int device_slot(void) { return current_device < 0 ? 0 : current_device % MAX_DEVICES; }
 

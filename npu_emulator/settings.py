@@ -2,6 +2,7 @@
 """Which chip is emulated, and where the built libraries are. Imports nothing heavy.
 
 NPU_EMULATOR_CHIP: "A2" (the default) or "310P".
+NPU_EMULATOR_MEMORY_GIB: memory of one device, if not MEMORY_GIB.
 NPU_EMULATOR_REPORT: a folder; each process writes there what it called, as JSON.
 """
 
@@ -23,20 +24,20 @@ class Chip:
     title: what messages call it.
     device_type: its name in vllm-ascend's build information.
     soc: what the runtime calls it, from which torch_npu derives its version number.
-    memory_gib: memory of one device.
     """
 
     title: str
     device_type: str
     soc: str
-    memory_gib: int
 
 
 CHIPS = {
-    "A2": Chip("Atlas A2", "A2", "Ascend910B3", 64),
-    # A 300I DUO card carries two of these, which share its 48 GB.
-    "310P": Chip("Atlas 310P", "_310P", "Ascend310P3", 24),
+    "A2": Chip("Atlas A2", "A2", "Ascend910B3"),
+    "310P": Chip("Atlas 310P", "_310P", "Ascend310P3"),
 }
+
+MEMORY_GIB = 4
+"""Of one device. The real ones have more, and vLLM would fill the host's memory with its cache."""
 
 
 def current_chip() -> Chip:

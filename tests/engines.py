@@ -41,7 +41,7 @@ def engine(model: Path, **options: Any) -> Iterator[LLM]:
     }
     if not ON_CPU:
         # Atlas 310P's worker sizes the cache by this alone; several engines follow in a process.
-        settings["gpu_memory_utilization"] = 0.1
+        settings["gpu_memory_utilization"] = 0.2
         gc.collect()
         torch.npu.empty_cache()  # its profiling wants to see memory taken
     llm = LLM(str(model), **settings | options)
