@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-# Every target builds the CPU environment in .venv first, if its lock files changed.
+# Every target builds the environment it needs first, if its lock files changed: .venv for the CPU,
+# .venv-ascend for vllm-ascend on an emulated NPU. `make test-npu` alone uses a Python that is there.
 
 # The first Python that runs and that the lock files have wheels for; override with PYTHON=...
 find_python = for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& command -v $$p && break; done
-ifndef PYTHON
+ifdef PYTHON
+PYTHON_NPU ?= $(PYTHON)
+else
 PYTHON := $(shell $(find_python))
+PYTHON_NPU ?= python3
 endif
 VENV := .venv/bin
-SOURCES := vllm_glm41v_npu npu_emulator tools tests examples docker $(wildcard benchmarks)
+VENV_ASCEND := .venv-ascend/bin
+CHIPS ?= A2 310P
+SOURCES := vllm_glm41v_npu npu_emulator tools tests examples docker $(wildcard benchmarks) setup.py
 
 # The one place for the settings of everything that runs here.
 export HF_HUB_OFFLINE := 1
@@ -22,15 +28,19 @@ export TORCH_COMPILE_DISABLE := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format clean
+.PHONY: help env env-ascend demo test test-ascend test-npu lint format clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build_env = test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found: install one, or name" \
+	"it with 'make PYTHON=/path/to/python3.11 ...'."; exit 1; }; "$(PYTHON)" tools/build_env.py
 
 env:  ## build .venv from requirements/*.lock
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found: install one, or name it with" \
-		"'make PYTHON=/path/to/python3.11 ...'."; exit 1; }
-	@"$(PYTHON)" tools/build_env.py
+	@$(build_env) cpu
+
+env-ascend:  ## build .venv-ascend likewise, with an emulated NPU
+	@$(build_env) ascend
 
 # One process and one thread are quickest for the tiny model.
 demo: env  ## ask the tiny model about a few pictures
@@ -38,18 +48,28 @@ demo: env  ## ask the tiny model about a few pictures
 		$(VENV)/python examples/offline_image.py
 
 lint: env  ## ruff and mypy
-	$(VENV)/ruff check $(SOURCES) setup.py
-	$(VENV)/ruff format --check $(SOURCES) setup.py
+	$(VENV)/ruff check $(SOURCES)
+	$(VENV)/ruff format --check $(SOURCES)
 	$(VENV)/mypy $(SOURCES)
 
 test: lint  ## lint, then every test that needs no NPU
-	$(VENV)/python -m pytest -m "not npu and not ascend"
+	$(VENV)/python -m pytest -m cpu
+
+test-ascend: env-ascend  ## the end-to-end tests on an emulated Atlas A2 and 310P (CHIPS="A2 310P")
+	@status=0; for chip in $(CHIPS); do \
+		echo "vllm-ascend on an emulated Atlas $$chip:"; \
+		NPU_EMULATOR_CHIP=$$chip $(VENV_ASCEND)/python -m pytest -m ascend || status=$$?; \
+	done; exit $$status
+
+test-npu:  ## the end-to-end tests on a real NPU, and a report to send (PYTHON_NPU=python3)
+	@$(PYTHON_NPU) tools/npu_report.py
 
 format: env  ## let ruff rewrite what it can
-	$(VENV)/ruff check --fix $(SOURCES) setup.py
-	$(VENV)/ruff format $(SOURCES) setup.py
+	$(VENV)/ruff check --fix $(SOURCES)
+	$(VENV)/ruff format $(SOURCES)
 
-clean:  ## remove the environment and all caches
-	rm -rf .venv build *.egg-info requirements/vllm-name/build requirements/vllm-name/*.egg-info \
-		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environments and all caches
+	rm -rf .venv .venv-ascend .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	for project in . npu_emulator requirements/vllm-name; do \
+		rm -rf $$project/build $$project/*.egg-info; done
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
