@@ -33,6 +33,7 @@ from ..processing.multimodal import (
 )
 from ..processing.settings import ImageSettings
 from .decoder import LanguageModel
+from .overflow import LARGEST_START, cut, guard_residual
 from .vision import VisionTransformer
 from .weights import HF_TO_VLLM, WeightLoader
 
@@ -139,6 +140,8 @@ class Glm41vForConditionalGeneration(
             return embeds
         assert is_multimodal is not None
         pictures = torch.cat(list(multimodal_embeddings)).to(embeds.dtype)
+        if embeds.dtype == torch.float16:
+            pictures = cut(pictures, LARGEST_START)
         index = is_multimodal.cpu().nonzero().flatten()
         if index.numel() != pictures.shape[0]:
             raise ValueError(
@@ -200,7 +203,11 @@ class Glm41vForConditionalGeneration(
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Names of the parameters filled from `weights`; see `WeightLoader.load`."""
-        return self.weight_loader.load(weights)
+        loaded = self.weight_loader.load(weights)
+        if self.model_config.dtype == torch.float16:
+            decoder = self.language_model.model
+            guard_residual(decoder.stage_layers, len(decoder.layers))
+        return loaded
 
     @cached_property
     def weight_loader(self) -> WeightLoader:
