@@ -36,7 +36,7 @@ from vllm.model_executor.models.utils import (
 from vllm.sequence import IntermediateTensors
 
 from .lora import deinterleave_adapters
-from .overflow import cut
+from .overflow import summands
 from .rope import rotary_dim, text_rotary_embedding
 
 
@@ -170,7 +170,7 @@ class DecoderLayer(nn.Module):
         self.post_self_attn_layernorm = RMSNorm(size, eps=eps)
         self.post_attention_layernorm = RMSNorm(size, eps=eps)
         self.post_mlp_layernorm = RMSNorm(size, eps=eps)
-        self.residual_limit: float | None = None  # see overflow.py
+        self.saturates = False  # in float16, where it has to; see overflow.py
 
     def forward(
         self,
@@ -183,10 +183,10 @@ class DecoderLayer(nn.Module):
         if residual is None:
             x, residual = self.input_layernorm(x), x
         else:
-            x, residual = self.input_layernorm(x, cut(residual, self.residual_limit))
+            x, residual = self.input_layernorm(*summands(x, residual, self.saturates))
         x = self.self_attn(x, rotary_emb, rope_step)
         x = self.post_self_attn_layernorm(x)
-        x, residual = self.post_attention_layernorm(x, cut(residual, self.residual_limit))
+        x, residual = self.post_attention_layernorm(*summands(x, residual, self.saturates))
         x = self.post_mlp_layernorm(self.mlp(x))
         return x, residual
 
@@ -263,7 +263,7 @@ class Decoder(nn.Module):
             x, residual = layer(x, residual, self.rotary_emb, rope_step)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": x, "residual": residual})
-        x, _ = self.norm(x, cut(residual, layer.residual_limit))
+        x, _ = self.norm(*summands(x, residual, layer.saturates))
         return x
 
 

@@ -33,7 +33,7 @@ from ..processing.multimodal import (
 )
 from ..processing.settings import ImageSettings
 from .decoder import LanguageModel
-from .overflow import LARGEST_START, cut, guard_residual
+from .overflow import LARGEST_START, guard_residual
 from .vision import VisionTransformer
 from .weights import HF_TO_VLLM, WeightLoader
 
@@ -141,7 +141,7 @@ class Glm41vForConditionalGeneration(
         assert is_multimodal is not None
         pictures = torch.cat(list(multimodal_embeddings)).to(embeds.dtype)
         if embeds.dtype == torch.float16:
-            pictures = cut(pictures, LARGEST_START)
+            pictures = pictures.clamp(-LARGEST_START, LARGEST_START)
         index = is_multimodal.cpu().nonzero().flatten()
         if index.numel() != pictures.shape[0]:
             raise ValueError(
