@@ -21,6 +21,7 @@ class Backend:
     auto_dtype: what `--dtype auto` means, or None where the checkpoint's own dtype is right.
     is_ascend: vLLM runs through vllm-ascend.
     text_rope: the kernel that rotates the decoder's q and k.
+    captures_encoder: a captured vision tower takes pictures of other sizes than at its capture.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Backend:
     auto_dtype: str | None
     is_ascend: bool
     text_rope: str
+    captures_encoder: bool = False
 
 
 class UnsupportedBackend(ValueError):
@@ -35,7 +37,9 @@ class UnsupportedBackend(ValueError):
 
 
 CPU = Backend("CPU", ("float32", "bfloat16", "float16"), None, False, "rotary_embedding")
-ATLAS_A2 = Backend("Atlas A2", ("bfloat16", "float16"), None, True, "npu_mrope")
+ATLAS_A2 = Backend(
+    "Atlas A2", ("bfloat16", "float16"), None, True, "npu_mrope", captures_encoder=True
+)
 # bfloat16 is accepted by vllm-ascend on this chip, and computes wrong results.
 ATLAS_310P = Backend("Atlas 310P", ("float16",), "float16", True, "npu_apply_rotary_pos_emb")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +13,15 @@ import pytest
 from vllm import LLM
 
 from tests.end_to_end.cases import CASES, QUESTION
+from tests.end_to_end.conftest import REPORT_SECONDS, read
 from tests.engines import Oracle, ask, check, engine
-from tests.lane import ALL_LANES, ON_CPU
+from tests.lane import ALL_LANES, BACKEND, EMULATED, ON_CPU
 from vllm_glm41v_npu.cli.ask import conversation
 
 pytestmark = ALL_LANES
 
 NAMES = ("text", "three-pictures", "long-with-pictures")
+DISTINCT_PICTURES = 3
 MODES: dict[str, dict[str, Any]] = {
     "default": {"enforce_eager": False},
 }
@@ -26,6 +29,17 @@ if not ON_CPU:
     MODES["full-decode-only"] = {
         "enforce_eager": False,
         "compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"},
+    }
+if BACKEND.captures_encoder:
+    MODES["encoder-graphs"] = {
+        "enforce_eager": False,
+        "enable_mm_embeds": False,
+        "compilation_config": {
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_mm_encoder": True,
+            "encoder_cudagraph_token_budgets": [32, 128],
+            "encoder_cudagraph_max_vision_items_per_batch": 2,
+        },
     }
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
 
@@ -35,20 +49,36 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_graphs_equal_transformers(
-    mode: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    mode: str,
+    checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_refused: Path,
 ) -> None:
     """Guards what users get by default, and the graph mode that vllm-ascend names for 310P."""
     if not ON_CPU:
         # vllm-ascend keeps its graphs in the process, and takes no second set.
         monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+        monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # for collective_rpc
     path = checkpoint("tiny")
     oracle = Oracle(path)
     with engine(path, **MODES[mode]) as llm:
         outputs = ask(llm, [CASES[name] for name in NAMES])
         # Again, when only decoding is left to compute for most of the prompt.
         outputs += ask(llm, [CASES[name] for name in NAMES])
+        if mode == "encoder-graphs":
+            assert llm.collective_rpc(encoder_graph_hits) == [DISTINCT_PICTURES]
+        if EMULATED:
+            time.sleep(REPORT_SECONDS)
     for output, name in zip(outputs, NAMES * 2, strict=True):
         check(output, CASES[name], oracle)
+    if EMULATED:
+        graphs = [report["graphs"] for report in read(nothing_refused)]
+        assert any(counts["captures"] and counts["replays"] for counts in graphs), graphs
+
+
+def encoder_graph_hits(worker: Any) -> int:
+    """How many pictures were encoded by a graph, in the engine's process."""
+    return worker.model_runner.encoder_cudagraph_manager.graph_hits
 
 
 class Speculating(NamedTuple):

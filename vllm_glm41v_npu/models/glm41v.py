@@ -33,6 +33,7 @@ from ..processing.multimodal import (
 )
 from ..processing.settings import ImageSettings
 from .decoder import LanguageModel
+from .encoder_graph import EncoderGraph
 from .overflow import LARGEST_START, guard_residual
 from .vision import VisionTransformer
 from .weights import HF_TO_VLLM, WeightLoader
@@ -47,7 +48,7 @@ PARTIAL_FORMATS = ("dummy", "sharded_state", "runai_streamer_sharded", "tensoriz
     dummy_inputs=Glm41vDummyInputsBuilder,
 )
 class Glm41vForConditionalGeneration(
-    nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP, SupportsMRoPE
+    nn.Module, EncoderGraph, SupportsMultiModal, SupportsLoRA, SupportsPP, SupportsMRoPE
 ):
     """GLM-4.1V-9B-Thinking (arXiv 2507.01006) on vLLM's layers."""
 

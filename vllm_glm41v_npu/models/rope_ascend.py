@@ -98,17 +98,18 @@ class AscendVisionRotaryEmbedding(nn.Module):
     def step(
         self, grid_thw: list[list[int]], dtype: torch.dtype, device: torch.device
     ) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines [1, patches, 1, head_dim] of a batch of pictures, in one copy."""
+        """Cosines and sines [patches, 1, head_dim] of a batch of pictures, in one copy."""
         angles = vision_angles(grid_thw, self.head_dim, self.merge).repeat(1, 2)
         both = torch.stack((angles.cos(), angles.sin())).to(dtype)  # [2, patches, head_dim]
-        return both.to(device)[:, None, :, None].unbind()
+        return both.to(device)[:, :, None].unbind()
 
     def forward(
         self, step: tuple[torch.Tensor, ...], qk: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated q and k [1, patches, heads, head_dim] of qk [1, patches, 2 * heads, head_dim]."""
         q, k = (part.contiguous() for part in qk.chunk(2, dim=2))
-        return torch_npu.npu_apply_rotary_pos_emb(q, k, *step, layout="BSND", rotary_mode="half")
+        cos, sin = (part[None] for part in step)  # [1, patches, 1, head_dim]
+        return torch_npu.npu_apply_rotary_pos_emb(q, k, cos, sin, layout="BSND", rotary_mode="half")
 
 
 TEXT_CLASSES = {

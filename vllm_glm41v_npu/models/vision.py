@@ -265,13 +265,27 @@ class VisionTransformer(nn.Module):
             [patches / merge^2, out_hidden_size].
         """
         grids = [list(grid) for grid in grid_thw]
+        return self.encode(pixel_values.to(self.device), *self.prepare(grids))
+
+    def prepare(
+        self, grids: list[list[int]]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
+        """What `encode` needs beside the pixels: position embeddings, rope, sequence ends."""
         lengths = torch.tensor([0] + [h * w for t, h, w in grids for _ in range(t)], device="cpu")
         # On the host, where Ascend's attention wants it: no block has to fetch it.
         cu_seqlens = lengths.cumsum(0, dtype=torch.int32)
         rope_step = self.rotary_emb.step(grids, self.dtype, self.device)
+        return self.embeddings(grids), rope_step, cu_seqlens
 
-        x = self.post_conv_layernorm(self.patch_embed(pixel_values.to(self.device)))
-        x = x + self.embeddings(grids)
+    def encode(
+        self,
+        pixels: torch.Tensor,
+        positions: torch.Tensor,
+        rope_step: tuple[torch.Tensor, ...],
+        cu_seqlens: torch.Tensor,
+    ) -> torch.Tensor:
+        """The tower itself, on tensors of the device: uint8 pixels, and what `prepare` returned."""
+        x = self.post_conv_layernorm(self.patch_embed(pixels)) + positions
         residual = None
         for block in self.blocks:
             x, residual = block(x, residual, self.rotary_emb, rope_step, cu_seqlens)
