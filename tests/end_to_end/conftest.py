@@ -12,7 +12,6 @@ import pytest
 
 from tests.lane import EMULATED
 
-
 REPORT_SECONDS = 3
 """After which a report has what was called before."""
 

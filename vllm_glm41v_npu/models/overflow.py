@@ -42,7 +42,7 @@ def may_overflow(layers: Sequence[nn.Module], depth: int) -> bool:
 
 def guard_residual(layers: Iterable[nn.Module], depth: int) -> None:
     """Let each of the float16 `layers` saturate, if the weights allow an overflow."""
-    layers = list(layers)
+    layers = [layer for layer in layers if not layer.post_mlp_layernorm.weight.is_meta]
     saturates = bool(layers) and may_overflow(layers, depth)
     if saturates:
         logger.warning(
