@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks that boxed.cpp asks for at each call whose signature it has not seen before."""
+"""The checks that boxed.cpp asks for at each call until one of its signature has passed them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from .chips.rules import Refusal, Table, check, describe
+from .chips.rules import Refusal, Table, check, check_results, describe
 from .kernels.registry import find_schema
 
-# What the dispatcher has a Meta kernel for, and torch_npu wrote it.
 OWN = ("npu::", "atb::", "_C_ascend::")
-NZ_FORMAT = 29
+"""Operators of torch_npu and vllm-ascend, which no kernel of torch computes."""
 FORMATS = {2: "ND", 29: "FRACTAL_NZ"}
+KEPT_EXAMPLES = 3
 
 
 @cache
@@ -23,52 +24,59 @@ def argument_names(name: str) -> list[str]:
 
 
 class Checker:
-    """Holds a chip's table against the calls of one process."""
+    """Holds a chip's table against the calls of one process.
+
+    Attributes:
+        examples: The first calls of each operator, in words.
+        refused: What was refused, in sentences.
+        on_refusal: Is called after each of them, before its exception.
+    """
 
     def __init__(self, chip: str, table: Table) -> None:
         self.chip = chip
         self.table = table
         self.examples: dict[str, list[str]] = {}
         self.refused: list[str] = []
+        self.on_refusal: Callable[[], None] = lambda: None
 
     def call(self, name: str, values: tuple[Any, ...]) -> None:
-        """Before the kernel runs: raise Refusal if the chip would not run it."""
+        """Before the kernel runs: raise Refusal if the chip would not run it, or nothing here."""
         arguments = dict(zip(argument_names(name), values, strict=True))
-        self.examples.setdefault(name, []).append(
-            ", ".join(f"{key}={describe(value)}" for key, value in arguments.items())
-        )
+        examples = self.examples.setdefault(name, [])
+        if len(examples) < KEPT_EXAMPLES:
+            described = (f"{key}={describe(value)}" for key, value in arguments.items())
+            examples.append(", ".join(described))
         try:
             check(self.chip, self.table, name, arguments, format_of)
         except Refusal as refusal:
-            self.refused.append(str(refusal))
-            raise
+            self._refuse(str(refusal))
+        if name.startswith(OWN) and not _has_kernel(name, "CPU"):
+            self._refuse(f"{name} has no kernel here: write one in npu_emulator/kernels.")
 
     def result(self, name: str, values: tuple[Any, ...], results: tuple[Any, ...]) -> None:
-        """After the kernel ran: raise Refusal if torch_npu's Meta kernel promises otherwise."""
-        if not name.startswith(OWN) or not _has_meta(name):
+        """After the kernel ran: raise Refusal if the chip or the Meta kernel says otherwise."""
+        try:
+            check_results(self.chip, self.table, name, results)
+        except Refusal as refusal:
+            self._refuse(str(refusal))
+        if not name.startswith(OWN) or not _has_kernel(name, "Meta"):
             return
-        base, _, overload = name.partition(".")
-        namespace, operator = base.split("::")
-        call = getattr(getattr(torch.ops, namespace), operator)
-        call = getattr(call, overload or "default")
-        schema = find_schema(name)
-        arguments = [_on_meta(value) for value in values]
-        positional = [
-            a for a, s in zip(arguments, schema.arguments, strict=True) if not s.kwarg_only
-        ]
-        named = {
-            s.name: a for a, s in zip(arguments, schema.arguments, strict=True) if s.kwarg_only
-        }
-        promised = call(*positional, **named)
-        promised = promised if isinstance(promised, tuple | list) else (promised,)
-        for index, (want, got) in enumerate(zip(promised, results, strict=True)):
-            if isinstance(want, torch.Tensor) and want.numel() and not _alike(want, got):
-                refusal = (
-                    f"The kernel of {name} returned {describe(got)} as result {index}, and "
-                    f"torch_npu's Meta kernel says {describe(want)}."
+        try:
+            promised = _call_meta(name, values)
+        except Exception as error:
+            self._refuse(f"The Meta kernel of {name} refuses its arguments: {error}")
+        pairs = zip(_tensors(promised), _tensors(results), strict=True)
+        for index, (want, got) in enumerate(pairs):
+            if not _alike(want, got):
+                self._refuse(
+                    f"The kernel of {name} returned {describe(got)} as result {index}, and its "
+                    f"Meta kernel says {describe(want)}."
                 )
-                self.refused.append(refusal)
-                raise Refusal(refusal)
+
+    def _refuse(self, sentence: str) -> NoReturn:
+        self.refused.append(sentence)
+        self.on_refusal()
+        raise Refusal(sentence) from None
 
 
 def format_of(tensor: torch.Tensor) -> str:
@@ -82,8 +90,19 @@ def format_of(tensor: torch.Tensor) -> str:
 
 
 @cache
-def _has_meta(name: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "Meta")
+def _has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
+def _call_meta(name: str, values: tuple[Any, ...]) -> Any:
+    """What the Meta kernel returns for tensors like those of `values`."""
+    base, _, overload = name.partition(".")
+    namespace, operator = base.split("::")
+    call = getattr(getattr(getattr(torch.ops, namespace), operator), overload or "default")
+    arguments = list(zip(find_schema(name).arguments, map(_on_meta, values), strict=True))
+    positional = [value for argument, value in arguments if not argument.kwarg_only]
+    named = {argument.name: value for argument, value in arguments if argument.kwarg_only}
+    return call(*positional, **named)
 
 
 def _on_meta(value: Any) -> Any:
@@ -92,6 +111,15 @@ def _on_meta(value: Any) -> Any:
     if isinstance(value, list):
         return [_on_meta(part) for part in value]
     return value
+
+
+def _tensors(results: Any) -> Iterator[torch.Tensor]:
+    """The tensors among results, in order, those in lists too."""
+    if isinstance(results, torch.Tensor):
+        yield results
+    elif isinstance(results, (list, tuple)):
+        for part in results:
+            yield from _tensors(part)
 
 
 def _alike(want: torch.Tensor, got: torch.Tensor) -> bool:

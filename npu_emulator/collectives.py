@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HCCL over gloo: process groups that name hccl get gloo's, on the same host memory.
+"""HCCL over gloo: process groups that name hccl, or nothing, get gloo's, on the same host memory.
 
 The tensors of a collective are aliased as CPU tensors by boxed.cpp like those of any operator.
 """
@@ -7,23 +7,27 @@ The tensors of a collective are aliased as CPU tensors by boxed.cpp like those o
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch.distributed as dist
 
+FOR_HCCL = ("pg_options", "device_id")
+"""Arguments that gloo cannot take."""
+
 
 def _over_gloo(function: Any) -> Any:
+    signature = inspect.signature(function)
+
     @functools.wraps(function)
     def wrapper(*arguments: Any, **options: Any) -> Any:
-        arguments = tuple("gloo" if value == "hccl" else value for value in arguments)
-        backend = options.get("backend")
-        if isinstance(backend, str) and "hccl" in backend:
-            options["backend"] = "gloo"
-        if "gloo" in arguments or options.get("backend") == "gloo":
-            # Both are meant for HCCL.
-            options.pop("pg_options", None)
-            options.pop("device_id", None)
-        return function(*arguments, **options)
+        call = signature.bind(*arguments, **options).arguments
+        backend = call.get("backend") or "hccl"
+        if "hccl" in backend or backend == "gloo":
+            call["backend"] = "gloo"
+            for name in FOR_HCCL:
+                call.pop(name, None)
+        return function(**call)
 
     return wrapper
 

@@ -3,21 +3,16 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
-import json
-import multiprocessing.util
-import os
-import time
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from . import _boxed, collectives, graphs, kernels, slot_mapping
+from . import _boxed, collectives, graphs, kernels
 from .checks import Checker
 from .chips import CHIPS
-from .settings import current_chip, report_folder
+from .kernels.registry import find_schema
+from .report import Report
+from .settings import current_chip
 
 NAMESPACES = ("aten", "npu", "atb", "_C_ascend", "c10d")
 # torch_npu's own, which touch only metadata and the allocator.
@@ -33,63 +28,15 @@ NATIVE = {
     *("npu::get_storage_size", "npu::get_npu_format", "npu::set_op_timeout_ms"),
 }
 
-_overridden: set[str] = set()
 
-
-def override() -> int:
-    """Put the boxed kernel in the place of each NPU kernel there is; returns how many were new."""
+def override() -> None:
+    """Put the boxed kernel in the place of each NPU kernel there is."""
     kernels.register()
-    registered = set(torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1"))
-    new = 0
-    for name in sorted(registered - NATIVE - _overridden):
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1"):
         namespace, base = name.split("::")
-        if namespace in NAMESPACES and kernels.registry.find_schema(name) is not None:
+        # torch_npu registers its own operators under aten too, where no schema names them.
+        if namespace in NAMESPACES and name not in NATIVE and find_schema(name) is not None:
             _boxed.override_operator(namespace, base)
-            _overridden.add(name)
-            new += 1
-    return new
-
-
-class Report:
-    """What this process called, written to NPU_EMULATOR_REPORT now and then and at its end."""
-
-    def __init__(self, checker: Checker, folder: Path) -> None:
-        self.checker = checker
-        self.path = folder / f"{os.getpid()}.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        # Worker processes end without atexit.
-        multiprocessing.util.Finalize(None, self.write, exitpriority=0)
-        atexit.register(self.write)
-
-    def write(self) -> None:
-        record = {
-            "chip": self.checker.chip,
-            "calls": _boxed.calls(),
-            "graphs": graphs.counts,
-            "refused": self.checker.refused,
-            "examples": {name: calls[:3] for name, calls in self.checker.examples.items()},
-        }
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1))
-        partial.rename(self.path)
-
-
-class ReportingChecker(Checker):
-    """Writes the report at every refusal and, while calls are new, every few seconds."""
-
-    report: Report | None = None
-    written = 0.0
-
-    def call(self, name: str, values: tuple[Any, ...]) -> None:
-        try:
-            super().call(name, values)
-        except Exception:
-            if self.report is not None:
-                self.report.write()
-            raise
-        if self.report is not None and time.monotonic() > self.written + 2:
-            self.written = time.monotonic()
-            self.report.write()
 
 
 @functools.cache
@@ -98,17 +45,20 @@ def install() -> Checker:
     import vllm_ascend.vllm_ascend_C  # noqa: F401  its operators are overridden too
 
     chip = current_chip()
-    checker = ReportingChecker(chip.title, CHIPS[chip.device_type])
+    checker = Checker(chip.title, CHIPS[chip.device_type])
     override()
     _boxed.set_checker(checker)
     graphs.install()
     collectives.install()
-    slot_mapping.install()
-    if folder := report_folder():
-        checker.report = Report(checker, folder)
+    Report(checker)
     return checker
 
 
 def calls() -> dict[str, int]:
     """How often each operator was called in this process so far, replays included."""
-    return dict(_boxed.calls())
+    return _boxed.calls()
+
+
+def waits() -> dict[str, int]:
+    """How often each operator made the host of this process wait for the device."""
+    return _boxed.waits()

@@ -8,6 +8,7 @@ def register() -> None:
     from vllm.platforms import current_platform
 
     if current_platform.device_type == "npu":
-        from .emulator import install
+        from . import emulator, slot_mapping
 
-        install()
+        emulator.install()
+        slot_mapping.install()

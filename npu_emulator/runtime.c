@@ -7,20 +7,28 @@
  *
  * NPU_EMULATOR_SOC, NPU_EMULATOR_DEVICES and NPU_EMULATOR_MEMORY_GIB say what is emulated.
  */
-#include <malloc.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_DEVICES 8
-#define ALIGNMENT 512     /* of the runtime's allocator */
-#define PADDING 64        /* kernels may read a little past the end */
-#define ACL_ERROR_BAD_ALLOC 200000
+#define MAX_DEVICES 16
+#define ALIGNMENT 512 /* of the runtime's allocator */
+#define PADDING 64    /* kernels may read a little past the end */
+#define ACL_ERROR_RT_INVALID_DEVICEID 107001
 #define ACL_ERROR_RT_CONTEXT_NULL 107002
+#define ACL_ERROR_RT_CAPTURED_STREAM 107030 /* "Not allow to synchronize captured-stream" */
+#define ACL_ERROR_RT_MEMORY_ALLOCATION 207001
+#define ACL_ERROR_RT_FEATURE_NOT_SUPPORT 207000
 
 static _Thread_local int current_device = -1; /* none until a thread sets one */
+static _Thread_local int capturing;
+static _Thread_local const char *last_error = "npu_emulator: there is no CANN on this machine";
 static atomic_long allocated[MAX_DEVICES];
-/* The device of each allocation is not kept: a process of vLLM uses one. */
+
+static int fail(int code, const char *why) {
+    last_error = why;
+    return code;
+}
 
 static long setting(const char *name, long otherwise) {
     const char *text = getenv(name);
@@ -29,7 +37,73 @@ static long setting(const char *name, long otherwise) {
 
 static long total_memory(void) { return setting("NPU_EMULATOR_MEMORY_GIB", 4) << 30; }
 
-static int device_slot(void) { return current_device < 0 ? 0 : current_device % MAX_DEVICES; }
+/* Captures of ACL graphs, of which boxed.cpp tells. No host may wait for a device within one. */
+
+int aclmdlRICaptureBegin(void *stream, int mode) {
+    (void)stream, (void)mode;
+    capturing = 1;
+    return 0;
+}
+
+int aclmdlRICaptureEnd(void *stream, void **graph) {
+    (void)stream, (void)graph;
+    capturing = 0;
+    return 0;
+}
+
+int aclmdlRICaptureGetInfo(void *stream, int *status, void **graph) {
+    (void)stream;
+    if (status) *status = 0; /* torch_npu would keep memory apart: here, the recorder does */
+    if (graph) *graph = NULL;
+    return 0;
+}
+
+static int wait_for_device(void) {
+    return capturing ? fail(ACL_ERROR_RT_CAPTURED_STREAM,
+                            "npu_emulator: the host waits for the device while an ACL graph is "
+                            "captured")
+                     : 0;
+}
+
+int aclrtSynchronizeDevice(void) { return wait_for_device(); }
+
+int aclrtSynchronizeDeviceWithTimeout(int timeout) {
+    (void)timeout;
+    return wait_for_device();
+}
+
+int aclrtSynchronizeStream(void *stream) {
+    (void)stream;
+    return wait_for_device();
+}
+
+int aclrtSynchronizeStreamWithTimeout(void *stream, int timeout) {
+    (void)stream, (void)timeout;
+    return wait_for_device();
+}
+
+int aclrtSynchronizeEvent(void *event) {
+    (void)event;
+    return wait_for_device();
+}
+
+int aclrtSynchronizeEventWithTimeout(void *event, int timeout) {
+    (void)event, (void)timeout;
+    return wait_for_device();
+}
+
+/* Kernels of the device: whoever launches one has got past boxed.cpp. */
+
+static int launch(void) {
+    return fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT,
+                "npu_emulator: a kernel of the device is launched, and there is no device");
+}
+
+int aclopCompileAndExecute(void) { return launch(); }
+int aclopCompileAndExecuteV2(void) { return launch(); }
+int aclrtLaunchKernel(void) { return launch(); }
+int aclrtLaunchKernelWithConfig(void) { return launch(); }
+int aclrtLaunchKernelWithHostArgs(void) { return launch(); }
 
 /* Devices */
 
@@ -38,12 +112,21 @@ const char *aclrtGetSocName(void) {
     return name ? name : "Ascend910B3";
 }
 
+static int device_slot(void) { return current_device < 0 ? 0 : current_device; }
+
+static int devices(void) {
+    long count = setting("NPU_EMULATOR_DEVICES", 2);
+    return count < MAX_DEVICES ? (int)count : MAX_DEVICES;
+}
+
 int aclrtGetDeviceCount(unsigned *count) {
-    *count = (unsigned)setting("NPU_EMULATOR_DEVICES", 2);
+    *count = (unsigned)devices();
     return 0;
 }
 
 int aclrtSetDevice(int device) {
+    if (device < 0 || device >= devices())
+        return fail(ACL_ERROR_RT_INVALID_DEVICEID, "npu_emulator: there is no such device");
     current_device = device;
     return 0;
 }
@@ -60,7 +143,7 @@ int aclrtGetCurrentContext(void **context) {
     return 0;
 }
 
-const char *aclGetRecentErrMsg(void) { return "npu_emulator: there is no CANN on this machine"; }
+const char *aclGetRecentErrMsg(void) { return last_error; }
 
 unsigned long aclGetCompileoptSize(int option) {
     (void)option;
@@ -76,34 +159,41 @@ int aclGetCompileopt(int option, char *value, unsigned long size) {
     return 0;
 }
 
-/* Memory */
+/* Memory. Before each allocation lies what it took, and from which device. */
 
-static int take(void **pointer, unsigned long size) {
-    atomic_long *used = &allocated[device_slot()];
-    if (atomic_load(used) + (long)size > total_memory()) return ACL_ERROR_BAD_ALLOC;
-    if (posix_memalign(pointer, ALIGNMENT, size + PADDING)) return ACL_ERROR_BAD_ALLOC;
-    atomic_fetch_add(used, (long)malloc_usable_size(*pointer));
-    return 0;
-}
+struct allocation {
+    unsigned long size;
+    int device;
+};
 
 int aclrtMalloc(void **pointer, unsigned long size, int policy) {
     (void)policy;
-    return take(pointer, size);
+    atomic_long *used = &allocated[device_slot()];
+    char *memory;
+    if (atomic_fetch_add(used, (long)size) + (long)size > total_memory() ||
+        posix_memalign((void **)&memory, ALIGNMENT, ALIGNMENT + size + PADDING)) {
+        atomic_fetch_sub(used, (long)size);
+        return fail(ACL_ERROR_RT_MEMORY_ALLOCATION, "npu_emulator: the device has not that much memory left");
+    }
+    *(struct allocation *)memory = (struct allocation){size, device_slot()};
+    *pointer = memory + ALIGNMENT;
+    return 0;
 }
 
 int aclrtMallocAlign32(void **pointer, unsigned long size, int policy) {
-    (void)policy;
-    return take(pointer, size);
+    return aclrtMalloc(pointer, size, policy);
 }
 
 int aclrtFree(void *pointer) {
-    atomic_fetch_sub(&allocated[device_slot()], (long)malloc_usable_size(pointer));
-    free(pointer);
+    if (!pointer) return 0;
+    struct allocation *memory = (struct allocation *)((char *)pointer - ALIGNMENT);
+    atomic_fetch_sub(&allocated[memory->device], (long)memory->size);
+    free(memory);
     return 0;
 }
 
 int aclrtMallocHost(void **pointer, unsigned long size) {
-    return posix_memalign(pointer, ALIGNMENT, size + PADDING) ? ACL_ERROR_BAD_ALLOC : 0;
+    return posix_memalign(pointer, ALIGNMENT, size + PADDING) ? ACL_ERROR_RT_MEMORY_ALLOCATION : 0;
 }
 
 int aclrtMallocHostWithCfg(void **pointer, unsigned long size, void *configuration) {
@@ -123,16 +213,16 @@ int aclrtGetMemInfo(int kind, unsigned long *available, unsigned long *total) {
     return 0;
 }
 
-int aclrtMemcpy(void *to, unsigned long room, const void *from, unsigned long size, int kind) {
-    (void)room, (void)kind;
+int aclrtMemcpyAsync(void *to, unsigned long room, const void *from, unsigned long size, int kind,
+                     void *stream) {
+    (void)room, (void)kind, (void)stream;
     memcpy(to, from, size);
     return 0;
 }
 
-int aclrtMemcpyAsync(void *to, unsigned long room, const void *from, unsigned long size, int kind,
-                     void *stream) {
-    (void)stream;
-    return aclrtMemcpy(to, room, from, size, kind);
+int aclrtMemcpy(void *to, unsigned long room, const void *from, unsigned long size, int kind) {
+    int refused = wait_for_device();
+    return refused ? refused : aclrtMemcpyAsync(to, room, from, size, kind, NULL);
 }
 
 int aclrtMemset(void *to, unsigned long room, int value, unsigned long size) {
@@ -193,12 +283,5 @@ int aclrtStreamQuery(void *stream, int *status) {
 int aclrtEventElapsedTime(float *milliseconds, void *start, void *end) {
     (void)start, (void)end;
     *milliseconds = 0;
-    return 0;
-}
-
-int aclmdlRICaptureGetInfo(void *stream, int *status, void **graph) {
-    (void)stream;
-    if (status) *status = 0; /* not capturing: the emulator records graphs itself */
-    if (graph) *graph = NULL;
     return 0;
 }

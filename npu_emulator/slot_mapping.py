@@ -34,6 +34,8 @@ class SlotMapping:
         ) -> None:
             if TOTAL_CP_WORLD_SIZE != 1:
                 raise NotImplementedError("npu_emulator has no context parallelism.")
+            if _boxed.is_capturing():
+                raise NotImplementedError("npu_emulator cannot capture a Triton kernel.")
             slots = _boxed.host_view(slot_mapping)
             starts = _boxed.host_view(query_start_loc).long()
             where = _boxed.host_view(positions)

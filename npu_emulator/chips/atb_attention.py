@@ -6,7 +6,6 @@ from __future__ import annotations
 from .attention import COMPRESSED_MASK, divides
 from .conditions import (
     Arguments,
-    dtype_anywhere,
     last_dimensions,
     same_dtype,
     same_shape,
@@ -19,7 +18,7 @@ ATB_DOCS = "op-plugin 26.0.0: op_plugin/python/atb/_atb_api_docs.py"
 
 # ATB takes lengths from host or from device memory, but for those that it reads while it plans.
 HOST_LENGTHS = Tensor(("int32",), ranks=(1, 1), host=True)
-CONTEXT_LENGTHS = dtype_anywhere("context_lens", "int32")
+CONTEXT_LENGTHS = Tensor(("int32",), host=None)
 ATB_HEADS = Rule(
     "num_kv_heads",
     "a divisor of num_heads",
@@ -47,7 +46,6 @@ def cache_rules(a310p: bool) -> tuple[Rule, ...]:
         Rule("key_cache", "of blocks of a multiple of 16 tokens, and at most 128", block),
         Rule("key_cache", "of heads of at most 256, and 16384 elements of a head a block", heads),
         ATB_HEADS,
-        CONTEXT_LENGTHS,
     )
 
 
@@ -59,6 +57,7 @@ def paged_arguments(dtypes: tuple[str, ...], a310p: bool) -> dict[str, Tensor]:
         "key_cache": cache,
         "value_cache": cache,
         "block_table": Tensor(("int32",), ranks=(2, 2)),
+        "context_lens": CONTEXT_LENGTHS,
         "out": Tensor(dtypes, ranks=(2, 3), contiguous=True),
     }
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .conditions import dtype_anywhere, dtype_of, same_dtype
+from .conditions import dtype_of, same_dtype
 from .rules import Operator, Rule, Tensor
 
 HALVES = "float16 bfloat16"
@@ -198,7 +198,9 @@ BICUBIC = 2
 INDEX_PUT = ("aten::index_put_", "aten::index_put", "aten::_index_put_impl_")
 MOVES_ANYTHING = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::_local_scalar_dense")
 """What takes bfloat16 on every chip, because it only moves it."""
-INDICES = dtype_anywhere("indices", "int32", "int64", "bool", "uint8")
+COPIES = {"aten::copy_": "src", "aten::_to_copy": "self", "aten::_copy_from_and_resize": "dst"}
+"""What goes from one place to another, and the last of its tensors."""
+INDICES = Tensor(("int32", "int64", "bool", "uint8"), host=None)
 
 
 def aten_rows(bfloat16: bool) -> dict[str, Operator]:
@@ -206,7 +208,10 @@ def aten_rows(bfloat16: bool) -> dict[str, Operator]:
     rows = {name: row for place, table in TABLES.items() for name, row in parse(place, table)}
     for name in ("aten::index.Tensor", "aten::_unsafe_index.Tensor", *INDEX_PUT):
         # The indices of a call may still be in host memory.
-        rows[name] = replace(rows[name], rules=(INDICES,))
+        rows[name] = replace(rows[name], arguments={"indices": INDICES})
+    for name, other in COPIES.items():
+        anywhere = Tensor(rows[name].dtypes, host=None)
+        rows[name] = replace(rows[name], arguments={"self": anywhere, other: Tensor(host=None)})
     rows["aten::grid_sampler_2d"] = grid_sampler()
     if not bfloat16:
         rows |= {n: without_bfloat16(row) for n, row in rows.items() if n not in MOVES_ANYTHING}
@@ -243,7 +248,7 @@ def without_bfloat16(row: Operator) -> Operator:
         name: replace(wanted, dtypes=drop(wanted.dtypes)) if isinstance(wanted, Tensor) else wanted
         for name, wanted in row.arguments.items()
     }
-    return replace(row, arguments=arguments, dtypes=drop(row.dtypes))
+    return replace(row, arguments=arguments, dtypes=drop(row.dtypes), lacks=("bfloat16",))
 
 
 def grid_sampler() -> Operator:

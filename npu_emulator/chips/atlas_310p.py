@@ -20,8 +20,8 @@ from .conditions import (
     dtype_of,
     same_dtype,
     same_shape,
+    scalar_type,
     shape_of,
-    tensors_of,
 )
 from .quantized import (
     INT8_COMBINATIONS,
@@ -30,7 +30,7 @@ from .quantized import (
     quant_matmul_row,
     quantize_row,
 )
-from .rules import Operator, Rule, Tensor, Value
+from .rules import Operator, Rule, Tensor, Value, is_host, tensors_of
 from .shared import DOCS, format_cast_rows, rope_rows, swiglu_row
 
 HALF = ("float16",)
@@ -66,12 +66,28 @@ def aten_rows_310p() -> dict[str, Operator]:
         document="hicann/ops-cv 9.1.0: image/grid_sample/op_api/aclnn_grid_sampler2d.cpp",
         rules=(*sampler.rules, bicubic),
     )
+    cast = rows["aten::_to_copy"]
+    rows["aten::_to_copy"] = replace(cast, rules=(*cast.rules, cast_rule(cast.dtypes)), lacks=())
     for name in ("aten::minimum", "aten::minimum.out"):
         dtypes = tuple(dtype for dtype in rows[name].dtypes if dtype != "bool")
         rows[name] = replace(rows[name], dtypes=dtypes)
     names = ["aten::nan_to_num", "aten::nan_to_num.out", "aten::nan_to_num_"]
     why = NOT_LISTED + ", and vllm-ascend leaves it out there"
     return rows | absent(rows[names[0]].document, why, names)
+
+
+def cast_rule(dtypes: tuple[str, ...]) -> Rule:
+    """bfloat16 may come and go, and be cast as it leaves the host, but not on the device."""
+
+    def holds(a: Arguments) -> bool:
+        source = dtype_of(a, "self")
+        target = scalar_type(a.get("dtype")) or source
+        if is_host(a["self"]):
+            return target == source or target != "bfloat16"
+        leaves = a.get("device") is not None and a["device"].type == "cpu"
+        return leaves or "bfloat16" not in (source, target)
+
+    return Rule("self", f"one of {', '.join(dtypes)}, as what it is cast to", holds)
 
 
 def norm_rows() -> dict[str, Operator]:

@@ -10,10 +10,9 @@ from .conditions import (
     dtype_of,
     same_dtype,
     shape_of,
-    tensors_of,
     when,
 )
-from .rules import Operator, Rule, Tensor, Value
+from .rules import Operator, Rule, Tensor, Value, tensors_of
 
 DOCS = "op-plugin 26.0.0: docs/zh/custom_APIs/torch_npu/"
 FIA = DOCS + "torch_npu-npu_fused_infer_attention_score.md"
@@ -76,6 +75,30 @@ def paged_block(a: Arguments) -> bool:
     return block % 16 == 0 and 16 <= block <= 1024 if is_tnd(a) else block in (128, 256, 384, 512)
 
 
+def heads_along(layout: str, shape: tuple[int, ...], heads: int) -> bool:
+    """Whether `shape` has the dimensions of `layout`, and `heads` of them where it says so.
+
+    B batch, S sequence, T tokens of all sequences, N heads, D channels, and H heads times channels.
+    """
+    if len(shape) != len(layout):
+        return False
+    return shape[layout.index("N")] == heads if "N" in layout else shape[-1] % heads == 0
+
+
+def query_fits(a: Arguments) -> bool:
+    """By the first part of a layout, whose second is that of the output."""
+    return heads_along(a["input_layout"].split("_")[0], shape_of(a, "query"), a["num_heads"])
+
+
+def key_fits(a: Arguments) -> bool:
+    """Without a cache, key has the layout of query, and heads of the same size."""
+    layout, heads = a["input_layout"].split("_")[0], a["num_heads"]
+    query, key, kv_heads = shape_of(a, "query"), shape_of(a, "key"), a["num_key_value_heads"]
+    packed = dtype_of(a, "key") != dtype_of(a, "query")
+    one_size = layout != "BSH" or packed or query[-1] * (kv_heads or heads) == key[-1] * heads
+    return one_size and heads_along(layout, key, kv_heads or heads)
+
+
 def compressed_mask(a: Arguments) -> bool:
     """The triangle that stands for masks of every length."""
     shape = shape_of(a, "atten_mask")
@@ -120,6 +143,15 @@ FIA_RULES = (
         "key",
         "of the query's dtype, or int8 or int32 (packed int4)",
         lambda a: dtype_of(a, "key") in (dtype_of(a, "query"), "int8", "int32"),
+    ),
+    Rule("query", "of the dimensions of input_layout, and of num_heads heads", query_fits),
+    when(
+        lambda a: not is_paged(a),
+        Rule(
+            "key",
+            "of the dimensions of input_layout, and of num_key_value_heads heads of query's size",
+            key_fits,
+        ),
     ),
     with_lengths("actual_seq_lengths"),
     with_lengths("actual_seq_lengths_kv"),

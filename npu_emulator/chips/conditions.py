@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .rules import Operator, Rule
+from .rules import Operator, Rule, dtype_name
 
 Arguments = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ FRACTAL_NZ = 29
 def dtype_of(arguments: Arguments, name: str) -> str | None:
     """Name of a tensor argument's dtype; None without that tensor."""
     value = arguments.get(name)
-    return str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else None
+    return dtype_name(value) if isinstance(value, torch.Tensor) else None
 
 
 def shape_of(arguments: Arguments, name: str) -> tuple[int, ...]:
@@ -39,12 +39,6 @@ def scalar_type(value: Any) -> str | None:
     if value is None or isinstance(value, torch.dtype):
         return None if value is None else str(value).removeprefix("torch.")
     return SCALAR_TYPES.get(int(value), f"number {value}")
-
-
-def tensors_of(value: Any) -> list[torch.Tensor]:
-    """The tensors of an argument that is one tensor or a list of them."""
-    several = value if isinstance(value, (list, tuple)) else [value]
-    return [part for part in several if isinstance(part, torch.Tensor)]
 
 
 def same_dtype(first: str, *others: str) -> Rule:
@@ -67,16 +61,6 @@ def same_shape(first: str, *others: str) -> Rule:
         return all(shape == wanted for shape in found)
 
     return Rule(others[0], f"of the shape of {first}, as all of {', '.join(others)}", holds)
-
-
-def dtype_anywhere(argument: str, *dtypes: str) -> Rule:
-    """Every tensor of `argument` has one of `dtypes`, in host or device memory."""
-
-    def holds(arguments: Arguments) -> bool:
-        found = tensors_of(arguments.get(argument))
-        return all(str(tensor.dtype).removeprefix("torch.") in dtypes for tensor in found)
-
-    return Rule(argument, f"of dtype {' or '.join(dtypes)}", holds)
 
 
 def last_dimensions(argument: str, *sizes: int) -> Rule:

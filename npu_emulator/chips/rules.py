@@ -28,7 +28,7 @@ class Tensor:
     last_multiple_of: what the last dimension is a multiple of.
     tail_bytes: the last dimension is at least this many bytes.
     contiguous: has to be.
-    host: lies in host memory and not on the device.
+    host: lies in host memory (True), on the device (False), or on either (None).
     formats: names of memory formats ("ND", "FRACTAL_NZ"); empty for any.
     """
 
@@ -38,12 +38,12 @@ class Tensor:
     last_multiple_of: int = 1
     tail_bytes: int = 0
     contiguous: bool = False
-    host: bool = False
+    host: bool | None = False
     formats: tuple[str, ...] = ()
 
     def broken(self, tensor: torch.Tensor, format_name: str) -> tuple[str, str] | None:
         """What `tensor` is and what it should be, or None where it is right."""
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = dtype_name(tensor)
         last = tensor.shape[-1] if tensor.dim() else 1
         low, high = self.ranks
         checks = (
@@ -62,7 +62,7 @@ class Tensor:
             ),
             (not self.contiguous or tensor.is_contiguous(), "not contiguous", "contiguous"),
             (
-                (tensor.device.type == "cpu") == self.host,
+                self.host in (None, is_host(tensor)),
                 f"on {tensor.device.type}",
                 "in host memory" if self.host else "on the device",
             ),
@@ -100,9 +100,11 @@ class Operator:
     """One row: what the chip's document says of one operator.
 
     document: where it is said (repository: path, or a title), or "guess: ..." where nothing says.
-    arguments: rules by argument name; tensors without a rule only have to be on the device.
+    arguments: rules by argument name; tensors without a rule only have to be on the device, where
+        those of a single number in host memory go with the call.
     rules: conditions on several arguments.
     dtypes: what every tensor argument without a rule of its own may be; empty for any.
+    lacks: dtypes that no result of it has.
     absent: why the chip does not have it; empty where it does.
     """
 
@@ -110,6 +112,7 @@ class Operator:
     arguments: Mapping[str, Tensor | Value] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     dtypes: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
     absent: str = ""
 
 
@@ -146,38 +149,63 @@ def check(
 
     if row.absent:
         raise Refusal(f"{chip} has no {name}: {row.absent} ({row.document})")
-    anything = Tensor(row.dtypes)
+    device: torch.device | None = None
     for argument, value in arguments.items():
         wanted = row.arguments.get(argument)
         if isinstance(wanted, Value):
-            if value not in wanted.allowed:
-                choice = " or ".join(map(repr, wanted.allowed))
-                refuse(argument, repr(value), choice)
+            if isinstance(value, torch.Tensor) or value not in wanted.allowed:
+                refuse(argument, describe(value), " or ".join(map(repr, wanted.allowed)))
             continue
-        for tensor in _tensors(value):
-            explicit = wanted is not None
-            if not explicit and tensor.device.type == "cpu":
-                continue  # a host scalar or a source of a copy, unless a rule says otherwise
-            broken = (wanted or anything).broken(tensor, format_of(tensor))
+        for tensor in tensors_of(value):
+            if wanted is None and is_host(tensor) and tensor.dim() == 0:
+                continue
+            broken = (wanted or Tensor(row.dtypes)).broken(tensor, format_of(tensor))
             if broken:
                 refuse(argument, *broken)
+            if is_host(tensor) or (wanted and wanted.host is None):
+                continue
+            device = device or tensor.device
+            if tensor.device != device:
+                refuse(argument, f"on {tensor.device}", f"on {device} as the others")
     for rule in row.rules:
         if not rule.holds(arguments):
             refuse(rule.argument, describe(arguments.get(rule.argument)), rule.says)
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def check_results(chip: str, table: Table, name: str, results: Any) -> None:
+    """Raise Refusal if a result on the device has a dtype that the operator lacks on the chip."""
+    row = table[name]
+    for tensor in tensors_of(results):
+        if dtype_name(tensor) in row.lacks and not is_host(tensor):
+            raise Refusal(
+                f"{chip} refuses {name}: its result is {describe(tensor)}, and has to be of "
+                f"another dtype than {' or '.join(row.lacks)} ({row.document})"
+            )
+
+
+def is_host(tensor: torch.Tensor) -> bool:
+    """Whether it lies in host memory."""
+    return tensor.device.type == "cpu"
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """As tables have it: "float16"."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """The tensors of an argument that is one, or a list of them, or a list of such lists."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
-        return [part for part in value if isinstance(part, torch.Tensor)]
+        return [tensor for part in value for tensor in tensors_of(part)]
     return []
 
 
 def describe(value: Any) -> str:
     """A call's argument in a few words."""
     if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        return f"{dtype_name(value)} {list(value.shape)}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(describe, value))}]"
     return repr(value)
