@@ -110,6 +110,12 @@ def test_registering_leaves_the_network_unimported():
             "with vllm-ascend missing",
             "`pip install vllm-ascend==0.23.0`",
         ),
+        (
+            {"vllm": "0.24.0", "transformers": "5.5.4", "vllm-ascend": "0.23.0.post1"},
+            ATLAS_A2,
+            "found vllm 0.24.0 with",
+            "`VLLM_TARGET_DEVICE=empty pip install --no-deps --no-binary vllm vllm==0.23.0`",
+        ),
     ],
 )
 def test_wrong_versions_are_refused(monkeypatch, versions, backend, found, command):

