@@ -99,7 +99,8 @@ class TextRotaryEmbedding(nn.Module):
             angles = positions.t().float() * self.inv_freq
         else:
             angles = positions[:, None].float() * self.inv_freq
-        return (torch.cat((angles.cos(), angles.sin()), dim=-1) * self.scaling).to(self.dtype)
+        rows = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        return (rows if self.scaling == 1 else rows * self.scaling).to(self.dtype)
 
     def step(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` needs of a step's `positions`: each token's row number, and the rows."""
