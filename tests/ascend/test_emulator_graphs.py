@@ -10,14 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.ascend
-
-
-@pytest.fixture(scope="module", autouse=True)
-def emulated() -> None:
-    from npu_emulator import emulator
-
-    emulator.install()
+pytestmark = [pytest.mark.ascend, pytest.mark.usefixtures("emulated")]
 
 
 @pytest.fixture(autouse=True)

@@ -10,16 +10,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-pytestmark = pytest.mark.ascend
+pytestmark = [pytest.mark.ascend, pytest.mark.usefixtures("emulated")]
 MIB = 1 << 20
 SLACK = 4 * MIB  # the caching allocator takes 2 MiB at a time
-
-
-@pytest.fixture(scope="module", autouse=True)
-def emulated() -> None:
-    from npu_emulator import emulator
-
-    emulator.install()
 
 
 @pytest.fixture(autouse=True)

@@ -10,15 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.ascend
+pytestmark = [pytest.mark.ascend, pytest.mark.usefixtures("emulated")]
 HEADS, KV_HEADS, SIZE, BLOCK = 4, 2, 128, 128
-
-
-@pytest.fixture(scope="module", autouse=True)
-def emulated() -> None:
-    from npu_emulator import emulator
-
-    emulator.install()
 
 
 @pytest.fixture(autouse=True)

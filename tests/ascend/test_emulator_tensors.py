@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-pytestmark = pytest.mark.ascend
+pytestmark = [pytest.mark.ascend, pytest.mark.usefixtures("emulated")]
 NPU = "npu"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def emulated() -> None:
-    from npu_emulator import emulator
-
-    emulator.install()
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

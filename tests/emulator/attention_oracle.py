@@ -10,6 +10,7 @@ from torch import Tensor
 
 Seen = Callable[[int, int], float]  # (query, key) -> 0 to look, -inf or a number to add
 
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 0.0}
 
 

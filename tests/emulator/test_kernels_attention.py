@@ -15,6 +15,7 @@ from npu_emulator.kernels.attention import (
     flash_attention_v3,
 )
 from tests.emulator.attention_oracle import (
+    DTYPES,
     Seen,
     assert_rounded_once,
     attention,
@@ -24,7 +25,6 @@ from tests.emulator.attention_oracle import (
     random,
 )
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 HEADS = [(4, 4, 16), (6, 2, 32), (8, 1, 8)]
 LENGTHS = [[5, 1, 9], [7]]
 

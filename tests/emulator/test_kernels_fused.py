@@ -16,6 +16,7 @@ from npu_emulator.kernels.fused_attention import (
     fused_infer_attention_score_out,
 )
 from tests.emulator.attention_oracle import (
+    DTYPES,
     Pages,
     Seen,
     assert_rounded_once,
@@ -26,7 +27,6 @@ from tests.emulator.attention_oracle import (
     random,
 )
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 HEADS = [(4, 4, 16), (6, 2, 32), (8, 1, 16)]
 MASK = torch.ones(2048, 2048, dtype=torch.int8).triu_(1)
 

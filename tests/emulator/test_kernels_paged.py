@@ -17,6 +17,7 @@ from npu_emulator.kernels.paged_attention import (
     reshape_and_cache,
 )
 from tests.emulator.attention_oracle import (
+    DTYPES,
     Pages,
     assert_rounded_once,
     attention,
@@ -26,7 +27,6 @@ from tests.emulator.attention_oracle import (
     random,
 )
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 HEADS = [(4, 4, 16), (6, 2, 32), (8, 1, 64)]
 ORDERS = ["nd", "nz"]
 LENGTHS = [11, 1, 16, 17]
