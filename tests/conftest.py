@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,9 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 # The engine runs in the test's own process; tests of servers and of several devices start more.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+# torch_npu does not start in a process forked from one that has used an NPU.
+if importlib.util.find_spec("vllm_ascend"):
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 # More threads than the tiny networks need would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # vLLM compiles its sampler even with enforce_eager.

@@ -108,9 +108,9 @@ ENVIRONMENTS = {
         (LOCKS / "cpu.lock", LOCKS / "dev.lock", LOCKS / "ascend.lock"),
         (ROOT, EMULATOR),
         left_out=("cuda-*", "intel-*", "nvidia-*", "triton"),  # ascend.lock says why
-        compiled=tuple(
-            EMULATOR / name
-            for name in ("boxed.cpp", "build.py", "runtime.c", "settings.py", "stubs.py")
+        compiled=(
+            *(source for kind in ("*.c", "*.cpp", "*.h") for source in sorted(EMULATOR.glob(kind))),
+            *(EMULATOR / name for name in ("build.py", "settings.py", "stubs.py")),
         ),
     ),
 }
