@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,6 @@ from typing import Any
 import pytest
 
 from tests.lane import EMULATED
-
-REPORT_SECONDS = 3
-"""After which a report has what was called before."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +31,13 @@ def nothing_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     yield reports
     assert install().refused[before:] == []
     assert [report["refused"] for report in read(reports) if report["refused"]] == []
+
+
+def wait_for_reports() -> None:
+    """Until every report has what was called before."""
+    from npu_emulator.report import SECONDS
+
+    time.sleep(SECONDS + 1)
 
 
 def read(reports: Path) -> list[dict[str, Any]]:

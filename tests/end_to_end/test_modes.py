@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import pytest
 from vllm import LLM
 
 from tests.end_to_end.cases import CASES, QUESTION
-from tests.end_to_end.conftest import REPORT_SECONDS, read
+from tests.end_to_end.conftest import read, wait_for_reports
 from tests.engines import Oracle, ask, check, engine
 from tests.lane import ALL_LANES, BACKEND, EMULATED, ON_CPU
 from vllm_glm41v_npu.cli.ask import conversation
@@ -68,7 +67,7 @@ def test_graphs_equal_transformers(
         if mode == "encoder-graphs":
             assert llm.collective_rpc(encoder_graph_hits) == [DISTINCT_PICTURES]
         if EMULATED:
-            time.sleep(REPORT_SECONDS)
+            wait_for_reports()
     for output, name in zip(outputs, NAMES * 2, strict=True):
         check(output, CASES[name], oracle)
     if EMULATED:

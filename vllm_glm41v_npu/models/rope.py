@@ -41,10 +41,14 @@ def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tenso
     return heads[:, torch.cat((even, rest, odd, other))].reshape(rows.shape)
 
 
+def head_size(config) -> int:
+    """Channels of a decoder head."""
+    return config.hidden_size // config.num_attention_heads
+
+
 def rotary_dim(config) -> int:
     """Leading channels of a decoder head that are rotated."""
-    head_dim = config.hidden_size // config.num_attention_heads
-    return int(head_dim * config.rope_parameters["partial_rotary_factor"])
+    return int(head_size(config) * config.rope_parameters["partial_rotary_factor"])
 
 
 def text_inverse_frequencies(config) -> tuple[torch.Tensor, float]:
@@ -63,7 +67,7 @@ def whole_head_frequencies(config) -> tuple[torch.Tensor, float]:
     """As `text_inverse_frequencies`, filled up with zeros to [head_dim / 2]; on torch's device."""
     inv_freq, scaling = text_inverse_frequencies(config)
     inv_freq = inv_freq.to(torch.get_default_device())
-    still = config.hidden_size // config.num_attention_heads // 2 - inv_freq.numel()
+    still = head_size(config) // 2 - inv_freq.numel()
     return torch.cat((inv_freq, inv_freq.new_zeros(still))), scaling
 
 
@@ -76,7 +80,7 @@ class TextRotaryEmbedding(nn.Module):
 
     def __init__(self, config, dtype: torch.dtype) -> None:
         super().__init__()
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = head_size(config)
         self.dtype = dtype
         inv_freq, self.scaling = whole_head_frequencies(config)
         section = config.rope_parameters["mrope_section"]

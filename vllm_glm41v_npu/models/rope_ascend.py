@@ -12,7 +12,7 @@ import torch_npu
 from torch import nn
 from vllm_ascend._310p.ops.rotary_embedding import AscendMRotaryEmbedding310
 
-from .rope import TextRotaryEmbedding, vision_angles, whole_head_frequencies
+from .rope import TextRotaryEmbedding, head_size, vision_angles, whole_head_frequencies
 
 
 class A2TextRotaryEmbedding(TextRotaryEmbedding):
@@ -50,7 +50,7 @@ class Atlas310PTextRotaryEmbedding(AscendMRotaryEmbedding310):
     """
 
     def __init__(self, config, dtype: torch.dtype, max_positions: int) -> None:
-        head_dim = config.hidden_size // config.num_attention_heads
+        head_dim = head_size(config)
         section = list(config.rope_parameters["mrope_section"])
         if len(section) != 3:
             raise ValueError(

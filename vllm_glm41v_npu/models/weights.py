@@ -18,7 +18,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import WeightsMapper, is_pp_missing_parameter
 
 from ..processing.settings import ImageSettings
-from .rope import deinterleave, rotary_dim
+from .rope import deinterleave, head_size, rotary_dim
 from .vision import PIXEL_OFFSET
 
 TEXT = "language_model.model."
@@ -261,8 +261,7 @@ class WeightLoader:
                 "in the order of this network. Use a checkpoint quantised per channel or per "
                 "tensor, or set VLLM_PLUGINS so that vLLM's own class serves this one."
             )
-        head_dim = self.text_config.hidden_size // self.text_config.num_attention_heads
-        return deinterleave(tensor, head_dim, rotary_dim(self.text_config))
+        return deinterleave(tensor, head_size(self.text_config), rotary_dim(self.text_config))
 
     def _copy(self, params: dict[str, nn.Parameter], name: str, tensor: torch.Tensor) -> set[str]:
         shard: tuple = ()
