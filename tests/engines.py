@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from transformers import AutoProcessor, Glm4vForConditionalGeneration
+from transformers.video_utils import VideoMetadata
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.multimodal.video import VideoBackend
 
 from tests.lane import DTYPE, ON_CPU
 
@@ -34,7 +39,7 @@ def engine(model: Path, **options: Any) -> Iterator[LLM]:
         "max_model_len": 8192,
         "max_num_batched_tokens": STEP_TOKENS,
         "max_num_seqs": 8,
-        "limit_mm_per_prompt": {"image": 3},
+        "limit_mm_per_prompt": {"image": 3, "video": 2},
         "mm_processor_cache_gb": 0.1,
         "kv_cache_memory_bytes": 256 << 20,
         "enable_mm_embeds": True,
@@ -95,18 +100,22 @@ class Oracle:
     def _load(self, dtype: torch.dtype) -> Any:
         network = Glm4vForConditionalGeneration.from_pretrained(self.path, dtype=dtype)
         network.generation_config.eos_token_id = None  # always NEW_TOKENS tokens
+        network.model.get_placeholder_mask = partial(placeholder_masks, network.config)
         return network.eval()
 
     def inputs(self, messages: list[Message]) -> dict[str, torch.Tensor]:
-        parts = [
-            {"type": "image", "image": part["image_pil"]} if "image_pil" in part else part
-            for part in messages[0]["content"]
-        ]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": parts}],
+        parts = messages[0]["content"]
+        videos = [decode(url_bytes(part)) for part in parts if part["type"] == "video_url"]
+        pictures = [part["image_pil"] for part in parts if part["type"] == "image_pil"]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": [template_part(part) for part in parts]}],
             add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
+        )
+        return self.processor(
+            text=text,
+            images=pictures or None,
+            videos=[frames for frames, _ in videos] or None,
+            video_metadata=[metadata for _, metadata in videos] or None,
             return_tensors="pt",
         )
 
@@ -145,6 +154,47 @@ class Oracle:
         with rounded(self.network, dtype):
             logits = self.network(**inputs).logits[0, -len(answer) - 1 : -1]
         return logits.float().log_softmax(-1)
+
+
+def placeholder_masks(
+    config: Any, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, **features: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which embeddings are pictures' and which are videos'.
+
+    transformers' own takes every image token for both, and so refuses a mix.
+    """
+    depth = (input_ids == config.video_start_token_id).int()
+    depth -= (input_ids == config.video_end_token_id).int()
+    in_video = depth.cumsum(-1) > 0
+    is_medium = input_ids == config.image_token_id
+    pictures, videos = (
+        (is_medium & where)[..., None].expand_as(inputs_embeds) for where in (~in_video, in_video)
+    )
+    return pictures, videos
+
+
+def template_part(part: Message) -> Message:
+    """What the chat template sees of a part."""
+    return part if part["type"] == "text" else {"type": part["type"].split("_")[0]}
+
+
+def url_bytes(part: Message) -> bytes:
+    return base64.b64decode(part["video_url"]["url"].split(",", 1)[1])
+
+
+def decode(data: bytes) -> tuple[np.ndarray, VideoMetadata]:
+    """Every frame of a file, uint8 RGB [frames, height, width, 3], and what its header says."""
+    capture = VideoBackend.open_video_capture(data)
+    header = VideoBackend.get_video_metadata(capture)
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+    metadata = VideoMetadata(
+        total_num_frames=header.total_frames_num,
+        fps=header.original_fps,
+        duration=header.duration,
+    )
+    return np.stack(frames), metadata
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.checkpoints import TINY
 from vllm_glm41v_npu import __version__
 from vllm_glm41v_npu.cli import app
-from vllm_glm41v_npu.cli.ask import conversation
+from vllm_glm41v_npu.cli.ask import Video, _open, conversation
 
 PICTURES = TINY.parent / "pictures"
 runner = CliRunner()
@@ -76,11 +76,23 @@ def test_bad_second_picture_is_named(picture, tmp_path):
     assert "second.png" in result.stderr
 
 
-def test_pictures_come_before_the_question(picture):
-    """Guards against another order than the model was trained with."""
-    opened = Image.open(picture)
-    (message,) = conversation([opened, opened], "What?")
-    assert [part["type"] for part in message["content"]] == ["image_pil", "image_pil", "text"]
+def test_media_come_before_the_question(picture, tmp_path):
+    """Guards against another order than the model was trained with, and a video's other form."""
+    clip = tmp_path / "clip.MP4"
+    clip.write_bytes(b"0123")
+    media = [_open(picture), _open(clip)]
+    assert isinstance(media[1], Video)
+    (message,) = conversation(media, "What?")
+    assert [part["type"] for part in message["content"]] == ["image_pil", "video_url", "text"]
+    assert message["content"][1]["video_url"]["url"] == "data:video/mp4;base64,MDEyMw=="
+
+
+def test_a_video_that_is_not_there(tmp_path):
+    """Guards against a traceback, or a word about pictures, for a mistyped video."""
+    result = runner.invoke(app, ["ask", str(tmp_path / "clip.mp4")])
+    assert result.exit_code == 2
+    assert "clip.mp4 cannot be opened (No such file" in result.stderr
+    assert "picture or video file" in result.stderr
 
 
 # As sitecustomize.py on PYTHONPATH, this makes every process behave as without {package}.

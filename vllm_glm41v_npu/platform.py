@@ -22,6 +22,7 @@ class Backend:
     is_ascend: vLLM runs through vllm-ascend.
     text_rope: the kernel that rotates the decoder's q and k.
     captures_encoder: a captured vision tower takes pictures of other sizes than at its capture.
+    measures_memory: vLLM sizes its cache by what the largest inputs leave free.
     """
 
     name: str
@@ -30,13 +31,21 @@ class Backend:
     is_ascend: bool
     text_rope: str
     captures_encoder: bool = False
+    measures_memory: bool = True
 
 
 class UnsupportedBackend(ValueError):
     """The device is none that this package was made for; the message names it."""
 
 
-CPU = Backend("CPU", ("float32", "bfloat16", "float16"), None, False, "rotary_embedding")
+CPU = Backend(
+    "CPU",
+    ("float32", "bfloat16", "float16"),
+    None,
+    False,
+    "rotary_embedding",
+    measures_memory=False,
+)
 ATLAS_A2 = Backend(
     "Atlas A2", ("bfloat16", "float16"), None, True, "npu_mrope", captures_encoder=True
 )

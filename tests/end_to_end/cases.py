@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from tests.clips import Clip, irregular_times
 from tests.engines import Message
-from vllm_glm41v_npu.cli.ask import conversation
+from vllm_glm41v_npu.cli.ask import Video, conversation
 
 
 def picture(height: int, width: int, seed: int) -> Image.Image:
@@ -26,10 +27,22 @@ def long_text(count: int) -> str:
 
 PICTURES = [picture(100, 150, 1), picture(224, 90, 2), picture(61, 300, 3)]
 QUESTION = "What number is written in the picture?"
+FIRST = "Which number comes first?"
+VIDEOS = [
+    Video(Clip(12, 61, size=(112, 84)).encode(1)),
+    Video(Clip(25, 62, "mpeg4", "avi", (90, 150)).encode(2), "video/avi"),
+    # So large that its frames take several steps.
+    Video(Clip(10, 110, size=(336, 196), times=irregular_times(110, 8.0)).encode(3)),
+]
 CASES: dict[str, list[Message]] = {
     "text": conversation([], "Who are you?"),
     "one-picture": conversation(PICTURES[:1], QUESTION),
     "three-pictures": conversation(PICTURES, "What numbers are in the pictures?"),
     "long-text": conversation([], long_text(4000)),
     "long-with-pictures": conversation(PICTURES[1:], long_text(2500)),
+    "video": conversation(VIDEOS[:1], FIRST),
+    "two-videos": conversation(VIDEOS[:2], FIRST),
+    # Videos first: transformers writes a video's tokens over those of a picture before it.
+    "video-and-pictures": conversation([VIDEOS[1], *PICTURES[:2]], QUESTION),
+    "long-video": conversation(VIDEOS[2:], long_text(2200)),
 }

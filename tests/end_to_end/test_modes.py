@@ -19,7 +19,7 @@ from vllm_glm41v_npu.cli.ask import conversation
 
 pytestmark = ALL_LANES
 
-NAMES = ("text", "three-pictures", "long-with-pictures")
+NAMES = ("text", "three-pictures", "long-with-pictures", "two-videos")
 DISTINCT_PICTURES = 3
 MODES: dict[str, dict[str, Any]] = {
     "default": {"enforce_eager": False},

@@ -16,7 +16,7 @@ from tests.lane import ALL_LANES, ON_CPU
 
 pytestmark = ALL_LANES
 
-NAMES = ("text", "one-picture", "three-pictures", "long-with-pictures")
+NAMES = ("text", "one-picture", "three-pictures", "long-with-pictures", "two-videos")
 
 TP = {"tensor_parallel_size": 2}
 PP = {"pipeline_parallel_size": 2}

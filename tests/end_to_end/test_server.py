@@ -24,11 +24,12 @@ from PIL import Image
 from vllm.utils.network_utils import get_open_port
 
 from tests.checkpoints import TINY
+from tests.clips import Clip, audio_only
 from tests.lane import ALL_LANES, ON_CPU
 
 pytestmark = ALL_LANES
 
-PICTURES = TINY.parent / "pictures"
+PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
 QUESTION = "What number is written in the picture?"
 START_SECONDS = 300
 MAX_MODEL_LEN = 1024
@@ -43,7 +44,8 @@ def server(tmp_path_factory, checkpoint: Callable[[str], Path]) -> Iterator[http
     command += ["--served-model-name", "tiny", "--port", str(port)]
     command += ["--enforce-eager"] if ON_CPU else []
     command += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8"]
-    command += ["--limit-mm-per-prompt", '{"image": 3}', "--trust-request-chat-template"]
+    command += ["--limit-mm-per-prompt", '{"image": 3, "video": 2}']
+    command += ["--trust-request-chat-template", "--allowed-local-media-path", str(VIDEOS)]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
@@ -96,8 +98,18 @@ def empty_png() -> bytes:
     )
 
 
+def video_uri(data: bytes, kind: str = "mp4") -> str:
+    return f"data:video/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def part(url: str) -> dict[str, Any]:
+    is_video = url.startswith(("data:video", "file:"))
+    kind = "video_url" if is_video else "image_url"
+    return {"type": kind, kind: {"url": url}}
+
+
 def request(text: str, *urls: str) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    parts = [part(url) for url in urls]
     content = [*parts, {"type": "text", "text": text}]
     return {"model": "tiny", "temperature": 0, "messages": [{"role": "user", "content": content}]}
 
@@ -217,3 +229,67 @@ def test_streaming_gives_the_same_answer(server, good_answer) -> None:
     deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
     assert len(deltas) > 3
     assert "".join(delta.get("content") or "" for delta in deltas) == good_answer
+
+
+# --- videos ---
+
+CLIP = "numbers.mp4"
+FIRST = "Which number comes first?"
+
+
+def clip_answers() -> dict[str, str]:
+    return json.loads((VIDEOS / "answers.json").read_text())[CLIP]
+
+
+@pytest.mark.parametrize("form", ["base64", "file"])
+def test_the_numbers_in_a_clip_are_read(server, form: str) -> None:
+    """Guards videos by URL, and that time is seen: the first number, and one at a second."""
+    path, answers = VIDEOS / CLIP, clip_answers()
+    url = path.as_uri() if form == "file" else video_uri(path.read_bytes())
+    second = next(key for key in answers if key.isdigit() and key != "0")
+    for question, key in ((FIRST, "first"), (f"Which number is shown at second {second}?", second)):
+        assert f"<answer>{answers[key]}</answer>" in answer(chat(server, question, url))
+
+
+def test_videos_and_pictures_together(server) -> None:
+    """Guards a mix, which the model was not trained on and which vLLM serves."""
+    url = video_uri((VIDEOS / CLIP).read_bytes())
+    assert answer(chat(server, QUESTION, url, printed(), url))
+
+
+BAD_VIDEOS = {
+    "text": (lambda: video_uri(b"this is a text file, not a video"), {}, "cannot be decoded"),
+    "empty": (lambda: video_uri(b""), {}, "cannot be decoded"),
+    "audio": (lambda: video_uri(audio_only()), {}, "cannot be decoded"),
+    "truncated": (lambda: video_uri(Clip(10, 40).encode()[:-800]), {}, "cannot be decoded"),
+    "outside": (lambda: Path("/etc/hostname").as_uri(), {}, "must be a subpath"),
+    "rate": (lambda: video_uri(Clip(10, 9).encode()), {"fps": 0}, "fps=0; expected"),
+    "negative": (lambda: video_uri(Clip(10, 9).encode()), {"fps": -1}, "fps=-1; expected"),
+    "many": (lambda: video_uri(Clip(10, 9).encode()), {"num_frames": 9999}, "at most 600 frames"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VIDEOS)
+def test_a_bad_video_is_the_callers_error(server, good_answer, kind: str) -> None:
+    """Guards against a 500, a hang or a dead engine; the next request is answered as before."""
+    make, settings, reason = BAD_VIDEOS[kind]
+    response = chat(server, FIRST, make(), mm_processor_kwargs=settings)
+    assert response.status_code == 400, response.text
+    assert reason in response.json()["error"]["message"]
+    assert answer(chat(server, QUESTION, printed())) == good_answer
+
+
+def test_settings_of_one_video(server) -> None:
+    """Guards fps, num_frames and max_frames of a request, by either of vLLM's two ways."""
+    url = video_uri((VIDEOS / CLIP).read_bytes())
+
+    def length(**options: Any) -> int:
+        response = chat(server, FIRST, url, max_tokens=1, **options)
+        assert response.status_code == 200, response.text
+        return response.json()["usage"]["prompt_tokens"]
+
+    plain = length()
+    for settings in ({"fps": 1}, {"num_frames": 2}, {"max_frames": 2}):
+        shorter = length(mm_processor_kwargs=settings)
+        assert shorter < plain
+        assert length(media_io_kwargs={"video": settings}) == shorter

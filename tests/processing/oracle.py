@@ -9,7 +9,12 @@ from PIL import Image
 from transformers.models.glm4v.image_processing_glm4v import Glm4vImageProcessor
 
 from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits
-from vllm_glm41v_npu.processing.image import Picture, open_picture, process_picture
+from vllm_glm41v_npu.processing.image import (
+    Picture,
+    open_picture,
+    picture_grid,
+    process_picture,
+)
 
 GEOMETRY = PatchGeometry()
 LIMITS = PixelLimits(min_pixels=112 * 112, max_pixels=28 * 28 * 15000)
@@ -41,9 +46,17 @@ def theirs(
 
 def ours(picture: Picture, limits: PixelLimits = LIMITS) -> tuple[torch.Tensor, list[int]]:
     """Our patches, uint8 [h * w, 3, 14 * 14], and the grid."""
-    patches, grid = process_picture(open_picture(picture), GEOMETRY, limits)
-    assert patches.dtype == torch.uint8
-    return patches.reshape(-1, 3, 14 * 14), list(grid)
+    opened = open_picture(picture)
+    grid = picture_grid(opened, GEOMETRY, limits)
+    patches = torch.empty(grid[1] * grid[2], GEOMETRY.row_size, dtype=torch.uint8)
+    process_picture(opened, GEOMETRY, grid, patches)
+    return channels_first(patches, 1)[:, :, 0], list(grid)
+
+
+def channels_first(patches: torch.Tensor, frames: int) -> torch.Tensor:
+    """Our rows in transformers' order: [rows, 3, frames, 14 * 14]."""
+    # [rows, frames * 14 * 14 * 3] -> [rows, frames, 14 * 14, 3] -> [rows, 3, frames, 14 * 14]
+    return patches.reshape(len(patches), frames, 14 * 14, 3).permute(0, 3, 1, 2)
 
 
 def assert_same_as_transformers(picture: Image.Image, limits: PixelLimits = LIMITS) -> None:

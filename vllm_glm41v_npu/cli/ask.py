@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glm41v ask`: one question about one or several picture files."""
+"""`glm41v ask`: one question about picture and video files."""
 
 from __future__ import annotations
 
+import base64
+import mimetypes
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -18,18 +21,18 @@ HUB_MODEL = "zai-org/GLM-4.1V-9B-Thinking"
 
 
 def ask(
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files, all of one request.")],
+    files: Annotated[list[Path], typer.Argument(help="Pictures and videos, all of one request.")],
     question: Annotated[str, typer.Option(help="What to ask.")] = "Describe what you see.",
     model: Annotated[str, typer.Option(help="A folder or a hub name.")] = HUB_MODEL,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
 ) -> None:
-    """Answer a question about one or several pictures.
+    """Answer a question about pictures and videos.
 
     Exits with 2 where an argument is wrong, and with 1 where vLLM is missing or cannot answer.
     """
     _check_installed()
-    opened = [_open(path) for path in pictures]
+    media: list[Image | Video] = [_open(path) for path in files]
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     if not which(os.environ.get("CXX") or "g++"):
@@ -40,17 +43,37 @@ def ask(
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     try:
         # Compiling the network would take longer than one answer.
-        llm = LLM(model, limit_mm_per_prompt={"image": len(opened)}, enforce_eager=True)
-        outputs = llm.chat(conversation(opened, question), sampling, use_tqdm=False)
+        llm = LLM(model, limit_mm_per_prompt=_counts(media), enforce_eager=True)
+        outputs = llm.chat(conversation(media, question), sampling, use_tqdm=False)
     except (ValueError, OSError, RuntimeError) as error:
         _fail(f"{model} could not answer: {error}", code=1)
     typer.echo(outputs[0].outputs[0].text)
 
 
-def conversation(pictures: list[Image], question: str) -> list[Any]:
-    """One user message of pictures, then text, for `LLM.chat`."""
-    parts: list[dict[str, Any]] = [{"type": "image_pil", "image_pil": p} for p in pictures]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+class Video(NamedTuple):
+    """The bytes of a video file."""
+
+    data: bytes
+    media_type: str = "video/mp4"
+
+
+def conversation(media: Sequence[Image | Video], question: str) -> list[Any]:
+    """One user message of pictures and videos, then text, for `LLM.chat`."""
+    parts = [*map(_part, media), {"type": "text", "text": question}]
+    return [{"role": "user", "content": parts}]
+
+
+def _part(medium: Image | Video) -> dict[str, Any]:
+    if not isinstance(medium, Video):
+        return {"type": "image_pil", "image_pil": medium}
+    encoded = base64.b64encode(medium.data).decode()
+    url = f"data:{medium.media_type};base64,{encoded}"
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def _counts(media: Sequence[Image | Video]) -> dict[str, int]:
+    videos = sum(isinstance(medium, Video) for medium in media)
+    return {"image": len(media) - videos, "video": videos}
 
 
 def _check_installed() -> None:
@@ -64,8 +87,16 @@ def _check_installed() -> None:
             )
 
 
-def _open(path: Path) -> Image:
-    """The decoded picture; ends the command in a sentence where there is none."""
+def _open(path: Path) -> Image | Video:
+    """A decoded picture, or a video file; ends the command in a sentence where it is neither."""
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    try:
+        return Video(path.read_bytes(), kind) if kind.startswith("video/") else _picture(path)
+    except OSError as error:
+        _fail(f"{path} cannot be opened ({error.strerror}); give a picture or video file.")
+
+
+def _picture(path: Path) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     from vllm_glm41v_npu.processing.image import open_picture
@@ -75,9 +106,10 @@ def _open(path: Path) -> Image:
             open_picture(picture, str(path))
             return picture
     except UnidentifiedImageError:
-        _fail(f"{path} is not a picture that Pillow can read; expected a PNG, JPEG or the like.")
-    except OSError as error:
-        _fail(f"{path} cannot be opened ({error.strerror}); give the path of a picture file.")
+        _fail(
+            f"{path} is not a picture that Pillow can read, and not named as a video; expected a "
+            "PNG, a JPEG, an MP4 or the like."
+        )
     except Image.DecompressionBombError as error:
         _fail(f"{path} is too large: {error} Give a smaller picture.")
     except ValueError as error:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,12 +26,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sequence import IntermediateTensors
 
+from ..processing.embeddings import PIXELS, Modality
 from ..processing.grid import PatchGeometry
-from ..processing.multimodal import (
-    Glm41vDummyInputsBuilder,
-    Glm41vMultiModalProcessor,
-    Glm41vProcessingInfo,
-)
+from ..processing.info import Glm41vDummyInputsBuilder, Glm41vProcessingInfo
+from ..processing.multimodal import Glm41vMultiModalProcessor
+from ..processing.prompt import TEXT
 from ..processing.settings import ImageSettings
 from .decoder import LanguageModel
 from .encoder_graph import EncoderGraph
@@ -58,10 +58,10 @@ class Glm41vForConditionalGeneration(
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """What stands for the i-th picture in a prompt whose template takes plain text."""
-        if modality == "image":
-            return "<|begin_of_image|><|image|><|end_of_image|>"
-        raise ValueError(f"GLM-4.1V takes pictures, not {modality!r}.")
+        """What stands for a picture or video in a prompt whose template takes plain text."""
+        if modality in TEXT:
+            return TEXT[modality]
+        raise ValueError(f"GLM-4.1V takes pictures and videos, not {modality!r}.")
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Glm41vForConditionalGeneration(
         self.quantised = vllm_config.quant_config is not None
         self.starts_without_weights = vllm_config.load_config.load_format in PARTIAL_FORMATS
         self.data_parallel = self.multimodal_config.mm_encoder_tp_mode == "data"
-        with self._mark_tower_model(vllm_config, {"image"}):
+        with self._mark_tower_model(vllm_config, {"image", "video"}):
             self.visual = VisionTransformer(
                 self.config.vision_config,
                 vllm_config.quant_config,
@@ -87,29 +87,35 @@ class Glm41vForConditionalGeneration(
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
-    def embed_multimodal(
-        self,
-        *,
-        image_grid_thw: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_embeds: torch.Tensor | None = None,
-        **kwargs: object,
-    ) -> MultiModalEmbeddings:
-        """One [tokens, hidden_size] tensor per picture, in the order given.
+    def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
+        """One [tokens, hidden_size] tensor per picture, then one per video, in the order given.
 
         Args:
-            image_grid_thw: int64 [pictures, 3], frames, rows and columns of patches.
-            pixel_values: uint8 [patches, channels * patch_size^2].
+            image_grid_thw: int64 [pictures, 3], (1, rows, columns) of patches.
+            pixel_values: uint8 [patches, patch_size^2 * channels].
             image_embeds: [tokens, hidden_size], instead of `pixel_values`.
+            video_grid_thw, pixel_values_videos, video_embeds: the same of videos; time is counted
+                in pairs of frames, and a row of pixels is twice as wide.
         """
-        if image_grid_thw is None:
-            return []
-        grids = image_grid_thw.tolist()
+        embeddings: list[torch.Tensor] = []
+        for modality in get_args(Modality):
+            grid_thw = kwargs.get(f"{modality}_grid_thw")
+            if grid_thw is not None:
+                pixels, embeds = kwargs.get(PIXELS[modality]), kwargs.get(f"{modality}_embeds")
+                embeddings += self._encode(grid_thw.tolist(), pixels, embeds)
+        return embeddings
+
+    def _encode(
+        self,
+        grids: list[list[int]],
+        pixel_values: torch.Tensor | None,
+        embeds: torch.Tensor | None,
+    ) -> Sequence[torch.Tensor]:
         merged = self.config.vision_config.spatial_merge_size**2
         sizes = [t * h * w // merged for t, h, w in grids]
-        if image_embeds is not None:
+        if embeds is not None:
             # The tower may be absent: a server for embeddings only leaves it out.
-            return image_embeds.to(self.model_config.dtype).split(sizes)
+            return embeds.to(self.model_config.dtype).split(sizes)
         assert pixel_values is not None
         if self.data_parallel:
             # A rank without a picture returns an empty tensor of its input's dtype.
@@ -125,14 +131,14 @@ class Glm41vForConditionalGeneration(
         *,
         is_multimodal: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embeddings [tokens, hidden_size], with those of pictures in their places.
+        """Embeddings [tokens, hidden_size], with those of pictures and videos in their places.
 
         vLLM's own merges by a boolean mask, which Atlas 300I DUO cannot assign by.
 
         Args:
             input_ids: int [tokens].
-            multimodal_embeddings: [tokens, hidden_size] for each picture.
-            is_multimodal: bool [tokens], on the host; which tokens stand for pictures.
+            multimodal_embeddings: [tokens, hidden_size] for each picture or video.
+            is_multimodal: bool [tokens], on the host; which tokens stand for them.
         """
         embeds = self._embed_text_input_ids(
             input_ids, self.language_model.embed_input_ids, is_multimodal=is_multimodal
@@ -146,8 +152,8 @@ class Glm41vForConditionalGeneration(
         index = is_multimodal.cpu().nonzero().flatten()
         if index.numel() != pictures.shape[0]:
             raise ValueError(
-                f"The pictures of this step have {pictures.shape[0]} embeddings, and the prompts "
-                f"have {index.numel()} places for them."
+                f"The pictures and videos of this step have {pictures.shape[0]} embeddings, and "
+                f"the prompts have {index.numel()} places for them."
             )
         return embeds.index_copy_(0, index.to(embeds.device), pictures)
 
@@ -156,17 +162,19 @@ class Glm41vForConditionalGeneration(
     ) -> tuple[torch.Tensor, int]:
         """Three-axis positions int64 [3, tokens] of a prompt, and what to add when decoding.
 
-        Text advances all axes together. A picture's tokens keep the time of their first one and
-        count rows and columns from it; the text after goes on from the largest position so far.
+        Text advances all axes together. The tokens of a picture, or of a pair of frames, keep the
+        time of their first one and count rows and columns from it; the text after goes on from
+        the largest position so far.
         """
         parts: list[np.ndarray] = []
         token = position = 0
-        for offset, grid in self._merged_grids(mm_features):
+        for offset, (rows, columns) in self._merged_grids(mm_features):
             parts.append(np.arange(position, position + offset - token)[None].repeat(3, 0))
             position += offset - token
-            parts.append(np.indices(grid).reshape(3, -1) + position)  # [3, t * h * w]
-            token = offset + int(np.prod(grid))
-            position += max(grid)
+            # [3, 1 * rows * columns]
+            parts.append(np.indices((1, rows, columns)).reshape(3, -1) + position)
+            token = offset + rows * columns
+            position += max(rows, columns)
         rest = len(input_tokens) - token
         parts.append(np.arange(position, position + rest)[None].repeat(3, 0))
         positions = np.concatenate(parts, axis=1)
@@ -174,14 +182,14 @@ class Glm41vForConditionalGeneration(
 
     def _merged_grids(
         self, mm_features: list[MultiModalFeatureSpec]
-    ) -> Iterator[tuple[int, tuple[int, int, int]]]:
-        """First token and merged grid (t, h, w) of each picture, in prompt order."""
+    ) -> Iterator[tuple[int, tuple[int, int]]]:
+        """First token, merged rows and columns of each picture and pair of frames, in order."""
         merge = self.config.vision_config.spatial_merge_size
         for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
             assert feature.data is not None
-            t, h, w = feature.data["image_grid_thw"].data.tolist()
-            ((first, _),) = feature.mm_position.extract_embeds_range()
-            yield first, (t, h // merge, w // merge)
+            _, h, w = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+            for first, _ in feature.mm_position.extract_embeds_range():
+                yield first, (h // merge, w // merge)
 
     def forward(
         self,

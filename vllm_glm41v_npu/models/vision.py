@@ -160,10 +160,11 @@ class VisionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One matrix product per patch, on raw pixels.
+    """One matrix product per patch and frame, on raw pixels.
 
-    `weights.fold_patch_embed` folds the rescaling by 1/255, the mean, the standard deviation and,
-    for still pictures, the doubled temporal slice into the weight and the bias.
+    `weights.fold_patch_embed` folds the rescaling by 1/255, the mean and the standard deviation
+    into the weights and the bias. `proj` sees a patch as if its two frames were equal, which they
+    are in a still picture; `motion` sees by how much the second frame of a video differs.
     """
 
     def __init__(self, config, prefix: str = "") -> None:
@@ -174,11 +175,24 @@ class PatchEmbed(nn.Module):
             bias=True,
             prefix=f"{prefix}.proj",
         )
+        self.motion = ReplicatedLinear(
+            self.proj.input_size, config.hidden_size, bias=False, prefix=f"{prefix}.motion"
+        )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [patches, in_channels * patch_size^2] to [patches, hidden_size]."""
-        out, _ = self.proj(pixels.to(self.proj.weight.dtype) - PIXEL_OFFSET)
-        return out
+        """To [patches, hidden_size].
+
+        Args:
+            pixels: uint8 [patches, patch_size^2 * in_channels] of pictures, or twice as wide, the
+                first frame before the second, of videos.
+        """
+        pixels = pixels.to(self.proj.weight.dtype)
+        first, second = pixels[:, : self.proj.input_size], pixels[:, self.proj.input_size :]
+        out, _ = self.proj(first - PIXEL_OFFSET)
+        if second.shape[1] == 0:
+            return out
+        change, _ = self.motion(second - first)
+        return out + change
 
 
 class PatchMerger(VisionMLP):
@@ -254,12 +268,12 @@ class VisionTransformer(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, grid_thw: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Encode a batch of pictures of any sizes.
+        """Encode a batch of pictures, or of videos, of any sizes.
 
         Args:
-            pixel_values: uint8 [patches, in_channels * patch_size^2], the pictures one after
-                another, each in merge order.
-            grid_thw: Frames, rows and columns of patches of each picture.
+            pixel_values: uint8, see `PatchEmbed.forward`, one picture or video after another, each
+                pair of frames in merge order.
+            grid_thw: Pairs of frames (1 in a picture), rows and columns of patches of each.
 
         Returns:
             [patches / merge^2, out_hidden_size].

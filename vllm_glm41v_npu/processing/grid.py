@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a picture becomes a grid of patches: geometry, target size, the largest grid.
+"""How a picture or a video becomes a grid of patches: geometry, target size, the largest grid.
 
 Sizes are (height, width) in pixels; grids are (t, h, w) in patches.
 """
@@ -18,8 +18,8 @@ MAX_SIDE_RATIO = 200
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """Least and most pixels of a resized picture, counted over all its ``temporal_patch_size``
-    slices (so an h x w picture counts 2*h*w), as ``size`` in preprocessor_config.json does."""
+    """Least and most pixels of a resized picture or video, counted over all its frames, as ``size``
+    in the preprocessor files does; a still picture has ``temporal_patch_size`` of them."""
 
     min_pixels: int
     max_pixels: int
@@ -54,13 +54,19 @@ class PatchGeometry:
         return self.channels * self.patch_size**2
 
     @property
+    def video_row_size(self) -> int:
+        """Values in one row of a video's ``pixel_values_videos``: its temporal slices in turn."""
+        return self.temporal_patch_size * self.row_size
+
+    @property
     def pixels_per_token(self) -> int:
         """What one token of a picture takes of `PixelLimits`."""
         return self.temporal_patch_size * self.factor**2
 
-    def grid(self, height: int, width: int) -> tuple[int, int, int]:
-        """(1, h, w) patches of a still picture whose size is already a multiple of `factor`."""
-        return 1, height // self.patch_size, width // self.patch_size
+    def grid(self, height: int, width: int, pairs: int = 1) -> tuple[int, int, int]:
+        """(t, h, w) patches of a size that is already a multiple of `factor`; t is 1 in a still
+        picture, and half the frames in a video."""
+        return pairs, height // self.patch_size, width // self.patch_size
 
     def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
         """Tokens the language model sees for a grid of (t, h, w) patches."""
@@ -73,9 +79,10 @@ def smart_resize(
     geometry: PatchGeometry,
     limits: PixelLimits,
     num_frames: int | None = None,
+    name: str = "The picture",
 ) -> tuple[int, int]:
-    """The (height, width) a picture is resized to: multiples of ``geometry.factor`` near the
-    picture's own shape, and within ``limits``.
+    """The (height, width) a picture or frame is resized to: multiples of ``geometry.factor`` near
+    its own shape, and within ``limits``.
 
     ``num_frames`` defaults to one temporal patch, which is a still picture. Results are those of
     transformers 5.5.4 ``models/glm4v/image_processing_glm4v.smart_resize``, including where the
@@ -86,8 +93,8 @@ def smart_resize(
     """
     if height < 1 or width < 1:
         raise ValueError(
-            f"The picture is {width} x {height} pixels (width x height), so it is empty; "
-            "expected at least 1 x 1. Send a picture with content."
+            f"{name} is {width} x {height} pixels (width x height), so it is empty; "
+            "expected at least 1 x 1. Send one with content."
         )
     factor = geometry.factor
     num_frames = geometry.temporal_patch_size if num_frames is None else num_frames
@@ -99,9 +106,9 @@ def smart_resize(
     side_ratio = max(height, width) / min(height, width)
     if side_ratio > MAX_SIDE_RATIO:
         raise ValueError(
-            f"The picture is {given_size} pixels (width x height), a side ratio of "
-            f"{side_ratio:.1f}; at most {MAX_SIDE_RATIO} is accepted. Crop the picture or pad "
-            "its short side."
+            f"{name} is {given_size} pixels (width x height), a side ratio of "
+            f"{side_ratio:.1f}; at most {MAX_SIDE_RATIO} is accepted. Crop it or pad its short "
+            "side."
         )
     frames = round(num_frames / geometry.temporal_patch_size) * geometry.temporal_patch_size
     rounded = round(height / factor) * factor, round(width / factor) * factor
@@ -152,3 +159,29 @@ def _largest_picture_candidates(
         columns = min(math.ceil(least / rows) - 1, MAX_SIDE_RATIO * rows - 1)
         if columns >= rows:
             yield rows * factor, columns * factor + factor // 2 - 1
+
+
+def largest_video(
+    geometry: PatchGeometry, limits: PixelLimits, frame_limit: int, text_tokens: int, room: int
+) -> tuple[int, int, int]:
+    """The (frames, height, width) of a video with the most tokens of the vision tower.
+
+    With the ``text_tokens`` that stand beside those of each temporal pair it fits ``room`` tokens.
+    Videos of extreme side ratio, where `smart_resize` misses the limits, are left out: the engine
+    refuses one that is larger than this.
+    """
+
+    def blocks(pairs: int) -> tuple[int, int]:
+        """Rows and columns of tokens in a pair, nearly square, as many as fit."""
+        most = limits.max_pixels // (geometry.pixels_per_token * pairs)
+        count = max(1, min(most, room // pairs - text_tokens))
+        rows = math.isqrt(count)
+        return rows, count // rows
+
+    def tokens_then_pairs(pairs: int) -> tuple[int, int]:
+        return pairs * math.prod(blocks(pairs)), pairs
+
+    most_pairs = min(frame_limit // geometry.temporal_patch_size, room // (text_tokens + 1))
+    pairs = max(range(1, max(1, most_pairs) + 1), key=tokens_then_pairs)
+    rows, columns = blocks(pairs)
+    return pairs * geometry.temporal_patch_size, rows * geometry.factor, columns * geometry.factor

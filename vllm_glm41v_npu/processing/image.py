@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Still pictures: open, resize and cut into patches, in uint8 throughout.
 
-Bit for bit what transformers 5.5.4 ``Glm4vImageProcessor`` (torchvision backend) computes before
-it rescales and normalises, with one temporal slice instead of two equal ones.
+The bytes are those that transformers 5.5.4 ``Glm4vImageProcessor`` (torchvision backend) computes
+before it rescales and normalises, with one temporal slice instead of two equal ones, and the
+channels of a pixel side by side: so decoders give them, and so PyTorch resizes fastest.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -44,57 +45,90 @@ def open_picture(picture: Picture, name: str = "The picture") -> Picture:
     )
 
 
-def process_picture(
+def picture_grid(
     picture: Picture, geometry: PatchGeometry, limits: PixelLimits
-) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Resize one opened picture and cut it into patches.
-
-    Returns:
-        Patches, uint8 [h * w, 3 * patch_size**2], and the grid (1, h, w) in patches. Rows go
-        through merge blocks (the 2 x 2 patches of a token are neighbours), columns are
-        (channel, y, x). Source: ``Glm4vImageProcessor._preprocess``.
+) -> tuple[int, int, int]:
+    """The grid (1, h, w) that `process_picture` cuts an opened picture into.
 
     Raises:
         ValueError: an empty picture or a side ratio over 200.
     """
-    pixels = _to_tensor(picture)  # [3, H, W]
-    height, width = pixels.shape[-2:]
-    size = smart_resize(height, width, geometry, limits)
-    return cut_patches(resize(pixels, size), geometry), geometry.grid(*size)
+    if isinstance(picture, Image.Image):
+        width, height = picture.size
+    else:
+        height, width = picture.shape[:2] if _is_numpy(picture) else picture.shape[1:]
+    return geometry.grid(*smart_resize(height, width, geometry, limits))
+
+
+def process_picture(
+    picture: Picture, geometry: PatchGeometry, grid: tuple[int, int, int], patches: torch.Tensor
+) -> None:
+    """Resize one opened picture and cut it into ``patches``.
+
+    Args:
+        grid: what `picture_grid` returned, (1, h, w) in patches.
+        patches: uint8 [h * w, patch_size**2 * 3], overwritten. Rows go through merge blocks (the
+            2 x 2 patches of a token are neighbours), columns are (y, x, channel). Source:
+            ``Glm4vImageProcessor._preprocess``, but for the columns.
+    """
+    _, h, w = grid
+    size = h * geometry.patch_size, w * geometry.patch_size
+    cut_patches(resize(_to_pixels(picture), size), geometry, patches)
 
 
 def resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bicubic with antialiasing, uint8 [3, H, W] to uint8 [3, *size].
+    """Bicubic with antialiasing, uint8 [H, W, 3] to uint8 [*size, 3].
 
-    Torch has a uint8 kernel of its own for this, the one torchvision calls. Channels-last input
-    gives the same bytes faster.
+    Torch has a uint8 kernel of its own for this, the one torchvision calls.
     """
-    if tuple(pixels.shape[-2:]) == size:
+    if tuple(pixels.shape[:2]) == size:
         return pixels
-    return interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0]
+    # [H, W, 3] -> [1, 3, H, W], channels last in memory
+    batch = pixels[None].permute(0, 3, 1, 2)
+    return interpolate(batch, size=size, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
 
 
-def cut_patches(pixels: torch.Tensor, geometry: PatchGeometry) -> torch.Tensor:
-    """[3, H, W], multiples of ``geometry.factor``, to [h * w, 3 * patch_size**2], same dtype."""
+def cut_patches(pixels: torch.Tensor, geometry: PatchGeometry, patches: torch.Tensor) -> None:
+    """Write [H, W, 3], multiples of ``geometry.factor``, into [h * w, patch_size**2 * 3].
+
+    ``patches`` may be columns of a wider tensor; both have one dtype.
+    """
     patch, merge = geometry.patch_size, geometry.merge_size
-    channels, height, width = pixels.shape
-    # [3, H, W] -> [3, h/merge, merge, patch, w/merge, merge, patch]
-    blocks = pixels.reshape(
-        channels, height // geometry.factor, merge, patch, width // geometry.factor, merge, patch
-    )
-    # -> [h/merge, w/merge, merge, merge, 3, patch, patch] -> [h * w, 3 * patch * patch]
-    return blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels * patch * patch)
+    height, width, channels = pixels.shape
+    rows, columns = height // geometry.factor, width // geometry.factor
+    line = patch * channels  # bytes of a patch that lie side by side in both
+    # [H, W, 3] -> [rows, merge, patch, columns, merge, patch * 3]
+    blocks = pixels.reshape(rows, merge, patch, columns, merge, line)
+    # [h * w, patch**2 * 3] -> [rows, columns, merge, merge, patch, patch * 3]
+    target = patches.view(rows, columns, merge, merge, patch, line)
+    target.copy_(blocks.permute(0, 3, 1, 4, 2, 5))
 
 
-def _to_tensor(picture: Picture) -> torch.Tensor:
-    """uint8 [3, H, W]; a PIL picture is copied, channels last in memory."""
+def _to_pixels(picture: Picture) -> torch.Tensor:
+    """uint8 [H, W, 3]."""
     if isinstance(picture, torch.Tensor):
-        return picture.cpu()
+        return picture.cpu().permute(1, 2, 0)
     if isinstance(picture, Image.Image):
-        array = np.array(picture)
-    else:  # torch wraps neither read-only arrays nor negative strides
-        array = np.require(picture, requirements=["C", "W"])
-    return torch.from_numpy(array).permute(2, 0, 1)
+        picture = np.asarray(_Lent(np.asarray(picture)))
+    return to_tensor(picture)
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor; a copy where torch would not take it."""
+    # torch takes neither negative strides nor, without a warning, read-only arrays.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+class _Lent:
+    """Pillow's read-only copy of a picture, as if it were writable: 25 MB less to copy at 4K.
+
+    Nothing writes to it. NumPy keeps this object, and with it the array, as long as it is used.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
 
 
 def _open_pil(picture: Image.Image, name: str) -> Image.Image:
@@ -133,9 +167,13 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if orientation == _UPRIGHT else ImageOps.exif_transpose(picture)
 
 
+def _is_numpy(picture: object) -> TypeGuard[np.ndarray]:
+    return isinstance(picture, np.ndarray)
+
+
 def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
     """uint8, not empty, and RGB in the layout of its kind."""
-    is_numpy = isinstance(picture, np.ndarray)
+    is_numpy = _is_numpy(picture)
     layout, channel_dim = ("[height, width, 3]", -1) if is_numpy else ("[3, height, width]", 0)
     shape, dtype = tuple(picture.shape), str(picture.dtype).removeprefix("torch.")
     kind = "numpy array" if is_numpy else "torch tensor"

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The placeholders of a prompt: which tokens stand for media, before and after expansion.
 
-The chat template writes ``<|begin_of_image|><|image|><|end_of_image|>`` for a picture; expansion
-repeats the middle token once for each token the vision tower will put there.
+The chat template writes ``<|begin_of_image|><|image|><|end_of_image|>`` for a picture, and
+``<|begin_of_video|><|video|><|end_of_video|>`` for a video; expansion replaces the middle token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
+
+TEXT = {
+    "image": "<|begin_of_image|><|image|><|end_of_image|>",
+    "video": "<|begin_of_video|><|video|><|end_of_video|>",
+}
+"""What stands for a picture or a video in the text of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,11 @@ class Placeholder:
 
     @classmethod
     def image(cls, config: PretrainedConfig) -> Placeholder:
-        return cls(modality="image", token_id=config.image_token_id, name="picture")
+        return cls("image", config.image_token_id, "picture")
 
-    def expansion(self, num_tokens: int) -> list[int]:
-        """What the placeholder of a picture becomes when it has ``num_tokens`` tokens."""
-        return [self.token_id] * num_tokens
+    @classmethod
+    def video(cls, config: PretrainedConfig) -> Placeholder:
+        return cls("video", config.video_token_id, "video")
 
     def check_count(self, prompt_ids: Sequence[int], num_items: int) -> None:
         """
@@ -45,3 +51,32 @@ class Placeholder:
                 f"each {self.name}, where it belongs in the prompt; the chat template does so by "
                 "itself."
             )
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What placeholders become: token ids, of which ``embed_id`` is replaced by the vision tower.
+
+    The tokens of a video are those of pictures, as in transformers 5.5.4 ``Glm4vProcessor``.
+    """
+
+    embed_id: int
+    start_id: int
+    end_id: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Expansion:
+        return cls(config.image_token_id, config.image_start_token_id, config.image_end_token_id)
+
+    def picture(self, num_tokens: int) -> list[int]:
+        return [self.embed_id] * num_tokens
+
+    def video(
+        self, seconds: Iterable[int], tokens_per_pair: int, encode: Callable[[str], list[int]]
+    ) -> list[int]:
+        """A picture for each temporal pair, and behind it the second it is from, as digits."""
+        ids: list[int] = []
+        for second in seconds:
+            ids += [self.start_id, *self.picture(tokens_per_pair), self.end_id]
+            ids += encode(str(second))
+        return ids

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What preprocessor_config.json and ``mm_processor_kwargs`` say about pictures."""
+"""What a checkpoint's files and ``mm_processor_kwargs`` say about pixels; `ImageSettings`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 from vllm.logger import init_logger
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
 from .grid import PatchGeometry, PixelLimits
 
-_FILE = "preprocessor_config.json"
+SERVER_KWARGS, REQUEST_KWARGS = "--mm-processor-kwargs", "mm_processor_kwargs"
+"""What messages call the two places where settings are given."""
+
 _FILE_WITH_ALL = "processor_config.json"
-"""Where transformers 5 saves the same keys, under ``image_processor``; it goes first."""
+"""Where transformers 5 saves the keys of all processors; it goes first."""
 
 _SIZE_KEYS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 """The keys of ``size`` are pixel counts under misleading names; these are the honest ones."""
+
+PIXEL_KEYS = {"size", *_SIZE_KEYS.values()}
+SAMPLING_KEYS = {"fps", "num_frames", "max_frames", "max_duration", "do_sample_frames"}
+
+_NESTED = {"images_kwargs": PIXEL_KEYS, "videos_kwargs": PIXEL_KEYS | SAMPLING_KEYS}
+"""transformers' names for what is meant for one kind of media alone, and the keys inside."""
 
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 """The only values this package implements (3 is bicubic)."""
@@ -26,10 +35,41 @@ _WITHOUT_EFFECT = {"use_fast", "do_convert_rgb"}
 
 logger = init_logger(__name__)
 
+S = TypeVar("S", bound="PixelSettings")
+
+
+def overrides_for(kind: str, kwargs: Mapping[str, object], source: str) -> dict[str, object]:
+    """Of ``mm_processor_kwargs``, what concerns one kind of media.
+
+    ``kind`` is "images_kwargs" or "videos_kwargs". Keys given under that name win over plain ones.
+
+    Raises:
+        ValueError: an unknown key, at either level, of either kind. ``source`` is named in it.
+    """
+    everything = PIXEL_KEYS | SAMPLING_KEYS | _NESTED.keys()
+    if ignored := sorted(kwargs.keys() & _WITHOUT_EFFECT):
+        logger.warning_once("%s has %s, which has no effect here.", source, ", ".join(ignored))
+    _check_keys(kwargs.keys() - _WITHOUT_EFFECT, everything, source)
+    for name, known in _NESTED.items():
+        nested = kwargs.get(name, {})
+        if not isinstance(nested, Mapping):
+            raise ValueError(f"{source} has {name}={nested!r}; expected a mapping.")
+        _check_keys(nested.keys() - _WITHOUT_EFFECT, known, f"{source}: {name}")
+    merged = {**kwargs, **kwargs.get(kind, {})}  # type: ignore[dict-item]
+    return {key: value for key, value in merged.items() if key in _NESTED[kind]}
+
+
+def _check_keys(found: set[str], known: set[str], source: str) -> None:
+    if unknown := sorted(found - known):
+        raise ValueError(
+            f"{source} has {', '.join(unknown)}, which this model does not know. "
+            f"Use {', '.join(sorted(known))}."
+        )
+
 
 @dataclass(frozen=True)
-class ImageSettings:
-    """The picture settings of a checkpoint. The defaults are those of GLM-4.1V-9B-Thinking.
+class PixelSettings:
+    """What pictures and videos have in common. The defaults are those of GLM-4.1V-9B-Thinking.
 
     The processor leaves pixels in 0..255; whoever feeds them to the vision tower folds
     ``(pixel * rescale_factor - mean) / std`` in, per RGB channel.
@@ -40,10 +80,15 @@ class ImageSettings:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
 
+    FILE: ClassVar[str]
+    """The checkpoint's file."""
+    SECTION: ClassVar[str]
+    """The same keys' place in processor_config.json."""
+
     @classmethod
     def from_pretrained(
-        cls, model: str, revision: str | None, geometry: PatchGeometry
-    ) -> ImageSettings:
+        cls: type[S], model: str, revision: str | None, geometry: PatchGeometry
+    ) -> S:
         """Read the settings of a checkpoint, a directory or a name on the hub; the defaults where
         it has no such file.
 
@@ -54,20 +99,24 @@ class ImageSettings:
         Raises:
             ValueError: see `from_config`.
         """
-        nested = get_hf_file_to_dict(_FILE_WITH_ALL, model, revision) or {}
-        if "image_processor" in nested:
-            return cls.from_config(nested["image_processor"], geometry, _FILE_WITH_ALL)
-        return cls.from_config(get_hf_file_to_dict(_FILE, model, revision) or {}, geometry)
+        everything = get_hf_file_to_dict(_FILE_WITH_ALL, model, revision) or {}
+        if cls.SECTION in everything:
+            return cls.from_config(everything[cls.SECTION], geometry, _FILE_WITH_ALL)
+        return cls.from_config(get_hf_file_to_dict(cls.FILE, model, revision) or {}, geometry)
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, object], geometry: PatchGeometry, source: str = _FILE
-    ) -> ImageSettings:
-        """Read the parsed content of the file called ``source``.
+        cls: type[S],
+        config: Mapping[str, object],
+        geometry: PatchGeometry,
+        source: str | None = None,
+    ) -> S:
+        """Read the parsed content of the file called ``source``, `FILE` by default.
 
         Raises:
             ValueError: a value that is not implemented, or contradicts config.json.
         """
+        source = source or cls.FILE
         for key, implemented in _FIXED.items():
             if config.get(key, implemented) != implemented:
                 raise ValueError(
@@ -80,26 +129,25 @@ class ImageSettings:
             std=_per_channel(config, "image_std", cls.std, source),
             rescale_factor=float(config.get("rescale_factor", cls.rescale_factor)),  # type: ignore[arg-type]
         )
-        if "size" not in config:
-            return settings
-        return settings.with_overrides({"size": config["size"]}, geometry, source)
+        return settings.with_overrides(settings.of_file(config), geometry, source)
+
+    @classmethod
+    def of_file(cls, config: Mapping[str, object]) -> dict[str, object]:
+        """The keys of the file that `with_overrides` takes."""
+        return {"size": config["size"]} if "size" in config else {}
 
     def with_overrides(
-        self,
-        kwargs: Mapping[str, object],
-        geometry: PatchGeometry,
-        source: str = "mm_processor_kwargs",
-    ) -> ImageSettings:
-        """These settings under ``min_pixels``, ``max_pixels`` and ``size``.
+        self: S, overrides: Mapping[str, object], geometry: PatchGeometry, source: str
+    ) -> S:
+        """These settings under some of `PIXEL_KEYS`.
 
         ``size`` is ``{"shortest_edge": min_pixels, "longest_edge": max_pixels}``, either key or
         both; ``min_pixels`` and ``max_pixels`` win over it.
 
         Raises:
-            ValueError: an unknown key, or a value out of range. ``source`` is named in it.
+            ValueError: a value out of range. ``source`` is named in it.
         """
-        pixels = _pixel_overrides(kwargs, source)
-        limits = replace(self.limits, **pixels)
+        limits = replace(self.limits, **_pixel_overrides(overrides, source))
         least_max = geometry.pixels_per_token
         if limits.max_pixels < least_max:
             raise ValueError(
@@ -113,31 +161,44 @@ class ImageSettings:
             )
         return replace(self, limits=limits)
 
+    def check_max_pixels(self, allowed: PixelSettings) -> None:
+        """
+        Raises:
+            ValueError: more pixels than the server's settings ``allowed``, for which memory was
+                set aside at start-up.
+        """
+        asked, most = self.limits.max_pixels, allowed.limits.max_pixels
+        if asked > most:
+            raise ValueError(
+                f"{REQUEST_KWARGS} has max_pixels={asked}, but this server was started for at "
+                f"most {most}. Ask for less, or start the server with "
+                f"{SERVER_KWARGS} '{{\"max_pixels\": {asked}}}'."
+            )
 
-def _pixel_overrides(kwargs: Mapping[str, object], source: str) -> dict[str, int]:
-    if ignored := sorted(kwargs.keys() & _WITHOUT_EFFECT):
-        logger.warning_once("%s has %s, which has no effect here.", source, ", ".join(ignored))
-        kwargs = {key: value for key, value in kwargs.items() if key not in _WITHOUT_EFFECT}
-    known = {"size", *_SIZE_KEYS.values()}
-    if unknown := sorted(kwargs.keys() - known):
-        raise ValueError(
-            f"{source} has {', '.join(unknown)}, which this model does not know. "
-            f"Use {', '.join(sorted(known))}."
-        )
-    size = kwargs.get("size", {})
+
+@dataclass(frozen=True)
+class ImageSettings(PixelSettings):
+    """The picture settings of a checkpoint, transformers' ``Glm4vImageProcessor``."""
+
+    FILE = "preprocessor_config.json"
+    SECTION = "image_processor"
+
+
+def _pixel_overrides(overrides: Mapping[str, object], source: str) -> dict[str, int]:
+    size = overrides.get("size", {})
     if not isinstance(size, Mapping) or size.keys() - _SIZE_KEYS.keys():
         raise ValueError(
             f"{source} has size={size!r}; expected a mapping with shortest_edge and "
             "longest_edge, both pixel counts."
         )
-    overrides = {_SIZE_KEYS[key]: value for key, value in size.items()}
-    overrides |= {key: value for key, value in kwargs.items() if key != "size"}
-    for key, value in overrides.items():
+    pixels = {_SIZE_KEYS[key]: value for key, value in size.items()}
+    pixels |= {key: overrides[key] for key in _SIZE_KEYS.values() if key in overrides}
+    for key, value in pixels.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(
                 f"{source} has {key}={value!r}; expected a whole number of pixels, at least 1."
             )
-    return overrides
+    return pixels
 
 
 def _check_patch_sizes(config: Mapping[str, object], geometry: PatchGeometry, source: str) -> None:

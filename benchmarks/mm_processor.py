@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm bench mm-processor` on this package's class and on vLLM's in-tree one, in turn.
+
+    python -m benchmarks.mm_processor [--rounds 3] [--json FILE]
+
+The tiny checkpoint with the true model's pixel limits, float32, one thread; random pictures and
+clips. Printed are the medians, over requests and then rounds, of the time that vLLM counts for a
+stage, and the ratio in-tree / ours, which is taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.in_tree import ROOT, SIDES, TINY, machine, spread
+
+INPUTS = {
+    "1024 x 1024 picture": {"bucket": "{(1024, 1024, 1): 1.0}", "limit": '{"image": 1}'},
+    "clip of 60 frames of 360p": {"bucket": "{(360, 640, 60): 1.0}", "limit": '{"video": 1}'},
+}
+STAGES = {
+    "apply_hf_processor_ms": "processing",
+    "apply_prompt_updates_ms": "expanding the prompt",
+    "preprocessor_total_ms": "in all, before the engine",
+}
+PIXELS = {"size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 2 * 3000}}
+
+
+def run(side: str, name: str, prompts: int, folder: Path) -> dict[str, float]:
+    """Medians of each stage in a fresh process, in ms."""
+    result = folder / "result.json"
+    given = INPUTS[name]
+    command = [str(Path(sys.executable).parent / "vllm"), "bench", "mm-processor"]
+    command += ["--model", str(TINY), "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-model-len", "8192", "--mm-processor-kwargs", json.dumps(PIXELS)]
+    command += ["--num-prompts", str(prompts), "--num-warmups", "2", "--output-json", str(result)]
+    command += ["--random-input-len", "16", "--random-output-len", "1"]
+    command += ["--random-mm-base-items-per-request", "1", "--random-mm-num-mm-items-range-ratio"]
+    command += ["0", "--random-mm-bucket-config", given["bucket"]]
+    command += ["--random-mm-limit-mm-per-prompt", given["limit"]]
+    command += ["--limit-mm-per-prompt", given["limit"], "--disable-tqdm"]
+    environment = os.environ | {
+        "VLLM_PLUGINS": "glm41v_npu" if side == "ours" else "",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"The {side} side failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    stats = json.loads(result.read_text())["mm_processor_stats"]
+    return {stage: stats[stage]["median"] for stage in STAGES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    options = parser.parse_args()
+    rounds: list[dict[str, dict[str, dict[str, float]]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(options.rounds):
+            rounds.append(
+                {
+                    name: {side: run(side, name, options.prompts, Path(folder)) for side in SIDES}
+                    for name in INPUTS
+                }
+            )
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+    print(f"one thread, {options.rounds} rounds of {options.prompts} requests, {machine()}")
+    print("| | | ours, ms | in-tree, ms | in-tree / ours |\n|---|---|---|---|---|")
+    for name in INPUTS:
+        for stage, title in STAGES.items():
+            ours, theirs = ([one[name][side][stage] for one in rounds] for side in SIDES)
+            ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+            print(f"| {name} | {title} | {spread(ours)} | {spread(theirs)} | {spread(ratios)} |")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

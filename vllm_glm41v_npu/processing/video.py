@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos: which frames, resized and cut into patches in uint8, one frame in memory at a time.
+
+Frames, seconds and grids are those of transformers 5.5.4 ``Glm4vVideoProcessor``, and so are the
+bytes before it rescales and normalises. Their order in a row differs: the two frames of a temporal
+pair lie one behind the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .grid import PatchGeometry, smart_resize
+from .image import cut_patches, resize, to_tensor
+from .sampling import FPS_WHERE_UNKNOWN, Timeline, VideoSettings, pad_to_pairs, sample_frames
+from .settings import logger
+
+
+@dataclass(frozen=True)
+class ProcessedVideo:
+    """What the engine gets of a video.
+
+    patches: uint8 [t * h * w, 2 * patch_size**2 * 3], columns (frame of the pair, y, x, channel),
+        rows as a picture's, pair by pair.
+    grid: (t, h, w), t counted in pairs.
+    timestamps: the full second of each pair.
+    """
+
+    patches: torch.Tensor
+    grid: tuple[int, int, int]
+    timestamps: list[int]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The frames to take of a video.
+
+    ``frames_indices`` are counted in the clip, an even number. ``num_frames`` is what the size of
+    frames is worked out with.
+    """
+
+    frames_indices: list[int]
+    num_frames: int
+
+    @classmethod
+    def of(cls, indices: Sequence[int], is_sampled: bool) -> Selection:
+        """transformers pads frames that it samples before it works out their size, and frames
+        that were sampled before after it. One frame is a still picture."""
+        padded = pad_to_pairs(indices)
+        return cls(padded, len(padded) if is_sampled else max(2, len(indices)))
+
+
+def cut_video(
+    frames: Iterable[np.ndarray | torch.Tensor],
+    selection: Selection,
+    timeline: Timeline,
+    settings: VideoSettings,
+    geometry: PatchGeometry,
+    name: str,
+) -> ProcessedVideo:
+    """Resize and cut ``frames``, RGB [height, width, 3], as they come.
+
+    They are those of ``selection``, in order; the last may be missing, and is repeated.
+
+    Raises:
+        ValueError: no frame, or a size that `smart_resize` refuses.
+    """
+    pairs = len(selection.frames_indices) // geometry.temporal_patch_size
+    cutter: _Cutter | None = None
+    taken = 0
+    for frame in frames:
+        if cutter is None:
+            height, width = frame.shape[:2]
+            size = smart_resize(
+                height, width, geometry, settings.limits, selection.num_frames, name
+            )
+            cutter = _Cutter(geometry, size, pairs)
+        cutter.cut(frame, taken)
+        taken += 1
+    if cutter is None:
+        raise ValueError(f"{name} has no frame that can be decoded. Send a whole video file.")
+    for place in range(taken, 2 * pairs):
+        cutter.repeat(taken - 1, place)
+    return ProcessedVideo(
+        cutter.patches.flatten(0, 1),
+        geometry.grid(*cutter.size, pairs),
+        timeline.seconds(selection.frames_indices),
+    )
+
+
+class _Cutter:
+    """Writes frames of any size where they belong in the patches of a video."""
+
+    def __init__(self, geometry: PatchGeometry, size: tuple[int, int], pairs: int) -> None:
+        self.geometry = geometry
+        self.size = size
+        _, h, w = geometry.grid(*size)
+        self.patches = torch.empty(pairs, h * w, geometry.video_row_size, dtype=torch.uint8)
+
+    def place(self, index: int) -> torch.Tensor:
+        """Where frame ``index`` goes: [h * w, patch_size**2 * 3]."""
+        pair, slice_ = divmod(index, self.geometry.temporal_patch_size)
+        row_size = self.geometry.row_size
+        return self.patches[pair, :, slice_ * row_size : (slice_ + 1) * row_size]
+
+    def cut(self, frame: np.ndarray | torch.Tensor, index: int) -> None:
+        pixels = frame if isinstance(frame, torch.Tensor) else to_tensor(frame)
+        cut_patches(resize(pixels, self.size), self.geometry, self.place(index))
+
+    def repeat(self, index: int, again: int) -> None:
+        self.place(again).copy_(self.place(index))
+
+
+class DecodedVideo(tuple):
+    """Frames in memory: a whole clip, or frames that were sampled from one before.
+
+    A tuple of the frames and what is known of them, because vLLM hashes tuples by their parts.
+
+    Args:
+        frames: uint8 RGB [frames, height, width, 3].
+        metadata: ``fps``, ``total_num_frames``, ``duration``, ``frames_indices`` and
+            ``do_sample_frames``, as vLLM's loaders and transformers' ``VideoMetadata`` give them;
+            any may be missing or None.
+        name: what messages call the video.
+
+    Raises:
+        ValueError: metadata out of range, or not of these frames.
+    """
+
+    options: Mapping[str, object] = {}
+
+    frames: np.ndarray | torch.Tensor
+    name: str
+    timeline: Timeline
+    frames_indices: Sequence[int]
+    has_rate: bool
+    do_sample_frames: bool | None
+
+    def __new__(
+        cls, frames: np.ndarray | torch.Tensor, metadata: Mapping[str, Any], name: str
+    ) -> DecodedVideo:
+        found = {key: value for key, value in metadata.items() if value is not None}
+        timeline, indices = _checked(found, len(frames), name)
+        known: dict[str, Any] = {
+            "timeline": repr(timeline),
+            "frames_indices": list(indices),
+            "has_rate": "fps" in found,
+            "do_sample_frames": found.get("do_sample_frames"),
+        }
+        video = super().__new__(cls, (frames, known))
+        video.frames, video.name = frames, name
+        video.timeline, video.frames_indices = timeline, indices
+        video.has_rate, video.do_sample_frames = known["has_rate"], known["do_sample_frames"]
+        return video
+
+    def process(self, settings: VideoSettings, geometry: PatchGeometry) -> ProcessedVideo:
+        """
+        Raises:
+            ValueError: frames that cannot be sampled, or too many of them.
+        """
+        selection, places = self._select(settings)
+        frames = (self.frames[place] for place in places)
+        return cut_video(frames, selection, self.timeline, settings, geometry, self.name)
+
+    def _select(self, settings: VideoSettings) -> tuple[Selection, Sequence[int]]:
+        """What to take, and where in `frames` it is."""
+        if self._is_sampled(settings):
+            indices = sample_frames(self.timeline, settings, self.name)
+            return Selection.of(indices, True), indices
+        check_count(len(self.frames), settings, self.name)
+        return Selection.of(self.frames_indices, False), range(len(self.frames))
+
+    def _is_sampled(self, settings: VideoSettings) -> bool:
+        is_whole = len(self.frames) == self.timeline.total_num_frames
+        for asked in (settings.do_sample_frames, self.do_sample_frames):
+            if asked is not None:
+                break
+        else:
+            asked = is_whole and self.has_rate
+        if asked and not is_whole:
+            raise ValueError(
+                f"{self.name} has do_sample_frames=true, and {len(self.frames)} frames of a clip "
+                f"whose metadata says total_num_frames={self.timeline.total_num_frames}. Give all "
+                "frames, or do_sample_frames=false."
+            )
+        if not self.has_rate:
+            logger.warning_once(
+                "A video came without metadata: its frames are taken as they are, %g a second, as "
+                'transformers does. Give (frames, {"fps": ...}) for other seconds.',
+                FPS_WHERE_UNKNOWN,
+            )
+        return asked
+
+
+def check_count(count: int, settings: VideoSettings, name: str) -> None:
+    """
+    Raises:
+        ValueError: more frames than ``settings`` allow, and none of them to be left out.
+    """
+    if count > settings.frame_limit:
+        raise ValueError(
+            f"{name} has {count} frames that are not to be sampled; at most "
+            f"{settings.frame_limit} are taken. Send fewer, or let them be sampled "
+            "(do_sample_frames=true, with the clip's fps)."
+        )
+
+
+def _checked(
+    metadata: Mapping[str, Any], num_frames: int, name: str
+) -> tuple[Timeline, Sequence[int]]:
+    """The clip's timeline, and where in it each frame is."""
+    total = metadata.get("total_num_frames", num_frames)
+    fps = metadata.get("fps", FPS_WHERE_UNKNOWN)
+    duration = metadata.get("duration", 0)
+    if isinstance(total, bool) or not isinstance(total, int) or total < num_frames:
+        raise ValueError(
+            f"{name} has {num_frames} frames, and its metadata total_num_frames={total!r}; "
+            "expected a whole number, not less than the frames given."
+        )
+    for key, value, least in (("fps", fps, "above 0"), ("duration", duration, "0 or more")):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not (0 <= value < float("inf")) or (key == "fps" and value == 0):
+            raise ValueError(f"{name} has {key}={value!r} in its metadata; expected {least}.")
+    indices = [int(i) for i in metadata.get("frames_indices", range(num_frames))]
+    is_ascending = all(a <= b for a, b in zip(indices, indices[1:], strict=False))
+    if len(indices) != num_frames or not is_ascending or min(indices, default=0) < 0:
+        raise ValueError(
+            f"{name} has {num_frames} frames, and {len(indices)} frames_indices in its metadata, "
+            f"from {min(indices, default=None)} to {max(indices, default=None)}; expected the "
+            "place in the clip of each frame, in ascending order."
+        )
+    if indices and indices[-1] >= total:
+        raise ValueError(
+            f"{name} has frames_indices up to {indices[-1]} in its metadata, outside a clip of "
+            f"total_num_frames={total}. Count them from 0."
+        )
+    return Timeline(total, float(fps), float(duration)), indices
+
+
+def stack_frames(frames: Sequence[Any], name: str) -> np.ndarray:
+    """uint8 [frames, height, width, 3] of a list of pictures or arrays of one size.
+
+    Raises:
+        ValueError: pictures of several sizes, or none.
+    """
+    arrays = [np.asarray(frame) for frame in frames]
+    shapes = {array.shape for array in arrays}
+    if len(shapes) != 1:
+        listed = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "none"
+        raise ValueError(
+            f"{name} is a list of {len(frames)} frames of shapes {listed}; expected frames of one "
+            "size. Resize them to the first one's."
+        )
+    return np.stack(arrays)
+
+
+def check_frames(frames: np.ndarray | torch.Tensor, name: str) -> np.ndarray | torch.Tensor:
+    """``frames`` as uint8 RGB [frames, height, width, 3]; [frames, 3, height, width] is turned.
+
+    Raises:
+        ValueError: another shape or dtype, or no frame.
+    """
+    shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
+    if dtype == "uint8" and len(shape) == 4 and 0 not in shape:
+        if shape[-1] == 3:
+            return frames
+        if shape[1] == 3:  # [n, 3, H, W] -> [n, H, W, 3]
+            if isinstance(frames, torch.Tensor):
+                return frames.permute(0, 2, 3, 1)
+            return frames.transpose(0, 2, 3, 1)
+    raise ValueError(
+        f"{name} is of dtype {dtype} and shape {list(shape)}; expected uint8 RGB frames of shape "
+        "[frames, height, width, 3] or [frames, 3, height, width], at least one. Convert them to "
+        "0..255 and that layout, or pass a list of PIL pictures."
+    )
