@@ -52,10 +52,14 @@ def choose_dtype(backend: Backend, model_type: str, architecture: str) -> None:
 
 
 def _is_quantized(config: Any) -> bool:
-    """Whether config.json, or its text part, says so under either key that vLLM reads."""
+    """Whether config.json, or its text part, names a method under either key that vLLM reads.
+
+    msModelSlim's checkpoints name none, and run in float32 too.
+    """
     parts = (config, getattr(config, "text_config", None))
     keys = ("quantization_config", "compression_config")
-    return any(getattr(part, key, None) is not None for part in parts for key in keys)
+    found = (getattr(part, key, None) for part in parts for key in keys)
+    return any(settings.get("quant_method") for settings in found if settings is not None)
 
 
 def _refuse_other_dtypes(backend: Backend, architecture: str) -> None:

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import re
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -61,18 +62,27 @@ def register() -> None:
     from vllm_glm41v_npu.config import register_config
     from vllm_glm41v_npu.dtype import choose_dtype
     from vllm_glm41v_npu.mends import mend_cpu
+    from vllm_glm41v_npu.quant.recognition import register_quantisation
 
     if not backend.is_ascend:
         mend_cpu()
     register_config()
     ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
     choose_dtype(backend, MODEL_TYPE, ARCHITECTURE)
+    register_quantisation(backend, ARCHITECTURE, _expected_tensors)
     auto = backend.auto_dtype or "the checkpoint's"
     _say_once(
         logging.INFO,
         f"vllm-glm41v-npu {__version__} serves GLM-4.1V on {backend.name} (--dtype auto is {auto})"
         f", found {_listed(found)}.",
     )
+
+
+def _expected_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[str], str]]:
+    """What the network's checkpoints hold, for `quant`, which does not know the network."""
+    from vllm_glm41v_npu.models.weights import checkpoint_shapes, vllm_name
+
+    return checkpoint_shapes(config), vllm_name
 
 
 def installed_versions(backend: Backend) -> dict[str, str]:

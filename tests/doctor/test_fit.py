@@ -19,8 +19,8 @@ from tests.doctor.machines import (
     write_table,
     write_weights,
 )
+from vllm_glm41v_npu.checkpoint import Checkpoint
 from vllm_glm41v_npu.doctor import model
-from vllm_glm41v_npu.doctor.checkpoint import Checkpoint
 from vllm_glm41v_npu.platform import ATLAS_310P, CPU
 
 
@@ -71,7 +71,7 @@ def test_dtype_is_what_vllm_makes_of_auto(monkeypatch, backend):
     choose_dtype.__wrapped__(backend, MODEL_TYPE, ARCHITECTURE)
     for name in ("float32", "bfloat16", "float16"):
         keys: dict[str, Any]
-        for keys in ({}, {"quantization_config": {}}):
+        for keys in ({}, {"quantization_config": {"quant_method": "awq"}}):
             config = PretrainedConfig(dtype=getattr(torch, name), **keys)
             config.model_type = MODEL_TYPE
             real = model_config._get_and_verify_dtype("", config, "auto", is_pooling_model=False)

@@ -42,7 +42,8 @@ def test_w8a8(machine, copy):
     quantise(copy, "W8A8", "F32")
     found = {finding.name: finding for finding in doctor.examine(machine(copy))}
     assert "msModelSlim W8A8 (tensors: 3 W8A8, 1 FLOAT)" in found["checkpoint type"].found
-    assert "later version" in found["checkpoint type"].advice
+    assert found["checkpoint type"].status == "ok"
+    assert "loads on CPU without --quantization" in found["checkpoint type"].found
     assert found["dtype"].found.startswith("bfloat16 by --dtype auto")
     assert found["weights"].status == "ok"
     config = json.loads((copy / "config.json").read_text()) | {"dtype": "float16"}
@@ -80,7 +81,25 @@ def test_description_of_other_weights(machine, copy):
     assert "unknown W4A4" in say(machine(copy), "checkpoint type").found
     mindie = copy / "quant_model_description_w8a8.json"
     (copy / "quant_model_description.json").rename(mindie)
-    assert "for MindIE" in say(machine(copy), "checkpoint type").found
+    assert "unknown W4A4" in say(machine(copy), "checkpoint type").found
+
+
+def test_mindie_form(ascend, machine, copy):
+    """Guards against a description that vllm-ascend does not find: it would load as float."""
+    quantise(copy, "W8A8", "F32")
+    plain = copy / "quant_model_description.json"
+    plain.rename(copy / "quant_model_description_w8a8.json")
+    assert say(machine(copy), "checkpoint type").status == "ok"
+    on_a2 = say(machine(copy, device="npu"), "checkpoint type")
+    assert on_a2.status == "fail"
+    assert "in its form for MindIE (quant_model_description_w8a8.json)" in on_a2.found
+    assert "--mindie_format" in on_a2.advice
+
+
+def test_shards_on_a_cpu(machine, copy):
+    """Guards against weights that only a 310P decompresses."""
+    quantise(copy, "W8A8SC", "I64")
+    assert "which only Atlas 310P reads" in say(machine(copy), "checkpoint type").found
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,15 @@ import typer
 
 from vllm_glm41v_npu import __version__
 from vllm_glm41v_npu.cli.ask import ask
+from vllm_glm41v_npu.cli.compress import compress
 from vllm_glm41v_npu.cli.doctor import doctor
+from vllm_glm41v_npu.cli.quantize import quantize
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(ask)
+app.command()(compress)
 app.command()(doctor)
+app.command()(quantize)
 
 
 def _print_version(wanted: bool) -> None:

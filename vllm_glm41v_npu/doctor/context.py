@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vllm_glm41v_npu.checkpoint import Checkpoint
 from vllm_glm41v_npu.doctor import child, memory
-from vllm_glm41v_npu.doctor.checkpoint import Checkpoint, locate
+from vllm_glm41v_npu.doctor.checkpoint import locate
 from vllm_glm41v_npu.doctor.finding import Finding
 from vllm_glm41v_npu.doctor.npu_smi import Chip, parse
 from vllm_glm41v_npu.doctor.processes import Outcome, run

@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vllm_glm41v_npu.doctor.checkpoint import INDEX, Checkpoint
+from vllm_glm41v_npu.checkpoint import INDEX, Checkpoint
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, shortened, size, skip, warn
-from vllm_glm41v_npu.doctor.quantised import is_quantised, static_dtype
+from vllm_glm41v_npu.doctor.quantised import other_tool, static_dtype
 from vllm_glm41v_npu.platform import Backend
 from vllm_glm41v_npu.plugin import MODEL_TYPE
 
@@ -143,7 +143,7 @@ def auto_dtype(backend: Backend, dtype: str, quantised: bool) -> str:
 
 
 def _auto_dtype(checkpoint: Checkpoint, backend: Backend) -> str:
-    return auto_dtype(backend, checkpoint.dtype, is_quantised(checkpoint))
+    return auto_dtype(backend, checkpoint.dtype, other_tool(checkpoint) is not None)
 
 
 def dtype(context: Context) -> Iterator[Finding]:
@@ -161,7 +161,7 @@ def dtype(context: Context) -> Iterator[Finding]:
     if made_for is not None and made_for not in backend.dtypes:
         found = f"the scales were made for {made_for}, and {backend.name} runs in {auto}"
         yield fail("dtype", found, f"Quantise the {auto} model: its deq_scale is int64.")
-    elif made_for is not None and made_for != auto:
+    elif made_for is not None and auto not in (made_for, "float32"):
         found = f"the scales were made for {made_for}, and --dtype auto is {auto}"
         yield warn("dtype", found, f"Start with --dtype {made_for}: otherwise they are misread.")
     else:

@@ -7,25 +7,26 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-from vllm_glm41v_npu.doctor.checkpoint import FLOATS, Checkpoint, Json
+from vllm_glm41v_npu.checkpoint import FLOATS, Checkpoint, Json
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, shortened, warn
 from vllm_glm41v_npu.platform import ATLAS_310P
+from vllm_glm41v_npu.quant.description import (
+    COMPRESSED,
+    DEQ_SCALE_DTYPES,
+    DESCRIPTION,
+    KNOWN_TYPES,
+    Description,
+    DescriptionError,
+)
 
 NAME = "checkpoint type"
-DESCRIPTION = "quant_model_description.json"
 
-LOADS_MSMODELSLIM = False
-"""Whether this version loads msModelSlim's checkpoints."""
-
-KNOWN_TYPES = ("FLOAT", "W8A8", "W8A8S", "W8A8SC", "W8A8_DYNAMIC")
-ONLY_310P = ("W8A8S", "W8A8SC")
+ONLY_310P = ("W8A8S", COMPRESSED)
+"""Of the NPUs; the CPU runs W8A8S too."""
 
 LOADED = ("compressed-tensors",)
 PACKED = ("awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round")
-
-DEQ_SCALE_DTYPES = {"I64": "float16", "F32": "bfloat16"}
-"""How msModelSlim stores deq_scale, and the dtype in which such a checkpoint has to run."""
 
 
 def static_dtype(checkpoint: Checkpoint) -> str | None:
@@ -34,8 +35,9 @@ def static_dtype(checkpoint: Checkpoint) -> str | None:
     return DEQ_SCALE_DTYPES.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 
-def is_quantised(checkpoint: Checkpoint) -> bool:
-    return checkpoint.quantization_config is not None or checkpoint.has(DESCRIPTION)
+def other_tool(checkpoint: Checkpoint) -> str | None:
+    """The method that config.json names. msModelSlim's form for MindIE names none there."""
+    return (checkpoint.quantization_config or {}).get("quant_method") or None
 
 
 def checkpoint_type(context: Context) -> Iterator[Finding]:
@@ -43,15 +45,13 @@ def checkpoint_type(context: Context) -> Iterator[Finding]:
     checkpoint = context.checkpoint
     if checkpoint is None:
         return
-    renamed = sorted(path.name for path in checkpoint.folder.glob("quant_model_description_*.json"))
-    if checkpoint.has(DESCRIPTION):
-        yield from _msmodelslim(checkpoint, context)
-    elif renamed:
-        yield fail(
-            NAME,
-            f"msModelSlim's for MindIE ({renamed[0]})",
-            f"vLLM reads {DESCRIPTION}: quantise again without --mindie_format.",
-        )
+    try:
+        description = Description.read(checkpoint.folder)
+    except DescriptionError as error:
+        yield fail(NAME, str(error), "Copy the checkpoint again.")
+        return
+    if description is not None:
+        yield from _msmodelslim(checkpoint, description, context)
     elif checkpoint.quantization_config is not None:
         yield _other_tool(checkpoint.quantization_config)
     elif checkpoint.tensors:
@@ -60,53 +60,49 @@ def checkpoint_type(context: Context) -> Iterator[Finding]:
         yield ok(NAME, f"not quantised (tensors: {listed})")
 
 
-def _msmodelslim(checkpoint: Checkpoint, context: Context) -> Iterator[Finding]:
-    description = checkpoint.read_json(DESCRIPTION)
-    if description is None:
-        yield fail(NAME, f"{DESCRIPTION} holds no JSON object", "Copy it again.")
-        return
-    kind, types = _types(description)
+def _msmodelslim(
+    checkpoint: Checkpoint, description: Description, context: Context
+) -> Iterator[Finding]:
+    types = Counter(description.types.values())
     listed = ", ".join(f"{count} {name}" for name, count in types.most_common())
-    found = f"msModelSlim {kind} (tensors: {listed})"
-    unknown = sorted({kind, *types}.difference(KNOWN_TYPES))
-    backend = context.backend
+    found = f"msModelSlim {description.kind} (tensors: {listed})"
+    unknown = sorted({description.kind, *types}.difference(KNOWN_TYPES))
     if unknown:
         advice = f"This package knows {', '.join(KNOWN_TYPES)}; quantise to one of them."
         yield fail(NAME, f"{found}, with the unknown {shortened(unknown)}", advice)
-    elif (
-        kind in ONLY_310P
-        and backend is not None
-        and backend.is_ascend
-        and backend.name != ATLAS_310P.name
-    ):
-        advice = "Use a float, W8A8 or W8A8_DYNAMIC checkpoint there."
-        yield fail(NAME, f"{found}, which only {ATLAS_310P.name} reads, not {backend.name}", advice)
-    elif not LOADS_MSMODELSLIM:
-        advice = "Loading these comes in a later version; use the float checkpoint until then."
-        yield fail(NAME, f"{found}, which this version does not load", advice)
     else:
-        yield ok(NAME, found)
-    yield from _missing_tensors(checkpoint, description, kind)
+        yield _whether_it_loads(description, found, context)
+    yield from _missing_tensors(checkpoint, description)
     yield from _deq_scales(checkpoint)
 
 
-def _types(description: Json) -> tuple[str, Counter[str]]:
-    """The whole's type, and how many tensors have which."""
-    # Other keys than tensors' have no dot.
-    tensors = Counter(str(kind) for name, kind in description.items() if "." in name)
-    return str(description.get("model_quant_type", "of no type")), tensors
+def _whether_it_loads(description: Description, found: str, context: Context) -> Finding:
+    backend = context.backend
+    if backend is None:
+        return ok(NAME, found)
+    only_310p = ONLY_310P if backend.is_ascend else (COMPRESSED,)
+    if description.kind in only_310p and backend.name != ATLAS_310P.name:
+        advice = "Use a float, W8A8 or W8A8_DYNAMIC checkpoint there."
+        return fail(
+            NAME, f"{found}, which only {ATLAS_310P.name} reads, not {backend.name}", advice
+        )
+    if backend.is_ascend and description.file != DESCRIPTION:
+        advice = "Quantise again without --mindie_format."
+        reads = f"in its form for MindIE ({description.file}); vllm-ascend reads {DESCRIPTION}"
+        return fail(NAME, f"{found}, {reads}", advice)
+    return ok(NAME, f"{found}, which loads on {backend.name} without --quantization")
 
 
-def _missing_tensors(checkpoint: Checkpoint, description: Json, kind: str) -> Iterator[Finding]:
+def _missing_tensors(checkpoint: Checkpoint, description: Description) -> Iterator[Finding]:
     """Tensors of the description that no file has; W8A8SC's files name them as vLLM does."""
-    if kind == "W8A8SC" or checkpoint.bad_files or not checkpoint.tensors:
+    if description.kind == COMPRESSED or checkpoint.bad_files or not checkpoint.tensors:
         return
-    described = {name for name in description if "." in name}
-    missing = sorted(described - checkpoint.tensors.keys())
+    missing = sorted(description.types.keys() - checkpoint.tensors.keys())
     if missing:
         yield fail(
             "description",
-            f"{DESCRIPTION} names {len(missing)} tensors that no file has: {shortened(missing)}",
+            f"{description.file} names {len(missing)} tensors that no file has: "
+            f"{shortened(missing)}",
             "Copy the description and the weights from the same run of msModelSlim.",
         )
 

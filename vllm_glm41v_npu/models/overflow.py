@@ -26,7 +26,12 @@ def _addends(layer: nn.Module) -> torch.Tensor:
     """float32 [2, hidden_size]: the largest values that attention and MLP add to each channel."""
     norms = (layer.post_self_attn_layernorm, layer.post_mlp_layernorm)
     weights = torch.stack([norm.weight.detach().float().abs() for norm in norms])
-    return weights * weights.shape[-1] ** 0.5
+    largest = weights * weights.shape[-1] ** 0.5
+    for row, norm in zip(largest, norms, strict=True):
+        bias = getattr(norm, "bias", None)  # see norm_bias.py
+        if bias is not None:
+            row += bias.detach().float().abs()
+    return largest
 
 
 def may_overflow(layers: Sequence[nn.Module], depth: int) -> bool:

@@ -18,6 +18,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import WeightsMapper, is_pp_missing_parameter
 
 from ..processing.settings import ImageSettings
+from .norm_bias import plain_name, take_norm_bias, unwrapped
 from .rope import deinterleave, head_size, rotary_dim
 from .vision import PIXEL_OFFSET
 
@@ -64,6 +65,11 @@ Shape = tuple[int, ...]
 
 class WeightError(ValueError):
     """A tensor of the checkpoint is missing, unknown, or of the wrong shape."""
+
+
+def vllm_name(disk_name: str) -> str:
+    """What a tensor on disk is called in the network, before its parts are fused."""
+    return HF_TO_VLLM.apply_list([plain_name(disk_name)])[0]
 
 
 def _text_shapes(config) -> Iterator[tuple[str, Shape]]:
@@ -127,28 +133,34 @@ def checkpoint_shapes(config) -> dict[str, Shape]:
 
 def fold_patch_embed(
     weight: torch.Tensor, bias: torch.Tensor, settings: ImageSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fold a still picture's normalisation into the patch embedding.
+) -> dict[str, torch.Tensor]:
+    """Fold the normalisation of pixels into the patch embedding.
 
-    transformers computes `weight . (pixel * rescale - mean) / std + bias` over two equal temporal
-    slices. The same value is `folded . (pixel - PIXEL_OFFSET) + shifted` over one slice, where the
-    slices of the weight are summed. Worked out in float64.
+    transformers computes `sum over frames t of weight_t . (pixel_t * rescale - mean) / std + bias`.
+    With `motion` the second frame's weight, folded, and `proj` the sum of both, the same value is
+    `proj . (pixel_0 - PIXEL_OFFSET) + motion . (pixel_1 - pixel_0) + shifted bias`: of a still
+    picture, whose frames are equal, only the first product. Worked out in float64.
 
     Args:
-        weight: [hidden, channels, temporal, patch, patch].
+        weight: [hidden, channels, 2, patch, patch].
         bias: [hidden].
         settings: The checkpoint's rescale factor, and mean and standard deviation per channel.
 
     Returns:
-        float32 [hidden, channels * patch^2] and float32 [hidden].
+        float32 `proj.weight` and `motion.weight` [hidden, patch^2 * channels], and `proj.bias`
+        [hidden].
     """
     channels = (1, -1, 1, 1)
     rescale = settings.rescale_factor
     mean = weight.new_tensor(settings.mean, dtype=torch.float64).view(channels)
     std = weight.new_tensor(settings.std, dtype=torch.float64).view(channels)
-    scaled = weight.double().sum(dim=2) / std  # [hidden, channels, patch, patch]
-    shifted = bias.double() + (scaled * (PIXEL_OFFSET * rescale - mean)).flatten(1).sum(1)
-    return (scaled * rescale).flatten(1).float(), shifted.float()
+    second = weight[:, :, 1].double() / std  # [hidden, channels, patch, patch]
+    both = weight[:, :, 0].double() / std + second
+    shifted = bias.double() + (both * (PIXEL_OFFSET * rescale - mean)).flatten(1).sum(1)
+    folded = {"proj.weight": both * rescale, "motion.weight": second * rescale}
+    # [hidden, channels, patch, patch] -> [hidden, patch, patch, channels], as the pixels come
+    rows = {name: value.permute(0, 2, 3, 1).flatten(1) for name, value in folded.items()}
+    return {name: value.float() for name, value in (rows | {"proj.bias": shifted}).items()}
 
 
 class WeightLoader:
@@ -192,11 +204,11 @@ class WeightLoader:
         seen: set[str] = set()
         loaded: set[str] = set()
         older = False
-        for disk_name, tensor in weights:
+        for disk_name, tensor in unwrapped(weights):
             if disk_name.endswith(COMPUTED_SUFFIXES):
                 continue
             older |= disk_name.startswith((VISION, "model.layers."))
-            name = HF_TO_VLLM.apply_list([disk_name])[0]
+            name = vllm_name(disk_name)
             self._check(disk_name, name, tensor)
             seen.add(name)
             for target, value in self._convert(disk_name, name, tensor):
@@ -241,12 +253,13 @@ class WeightLoader:
             yield name, tensor
 
     def _patch_embed(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """The folded weight and bias, once both have been seen; an update may bring one alone."""
+        """All three, once weight and bias have been seen; an update may bring one alone."""
         self.patch_embed[name] = tensor.clone()
         names = [f"{VISION}patch_embed.proj.{part}" for part in ("weight", "bias")]
         if all(part in self.patch_embed for part in names):
             weight, bias = (self.patch_embed[part] for part in names)
-            yield from zip(names, fold_patch_embed(weight, bias, self.settings), strict=True)
+            for part, value in fold_patch_embed(weight, bias, self.settings).items():
+                yield f"{VISION}patch_embed.{part}", value
 
     def _deinterleave(self, disk_name: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Rows of q or k in half form; a quantised layer's rows and scales likewise."""
@@ -272,6 +285,8 @@ class WeightLoader:
         if is_pp_missing_parameter(name, self.model):
             return set()
         if name not in params:
+            if self.quantised and take_norm_bias(self.model, name, tensor):
+                return set()
             raise WeightError(
                 f"The checkpoint holds {name!r}, which the quantisation method of its layer does "
                 "not know. Check that config.json's quantization_config belongs to the weights."

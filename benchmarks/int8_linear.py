@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exact int8 linear layers of this package beside vLLM's kernel and float32.
+
+    python -m benchmarks.int8_linear [--quick] [--avx2] [--threads 1] [--json FILE]
+
+The four linear layers of a decoder layer of GLM-4.1V-9B, in turn with each kernel, round by round,
+so that a machine whose speed drifts treats all alike; the first round warms caches and is not
+counted. Printed are medians and ranges in ms, the ratio vLLM's time / ours (above 1 is better for
+ours) round by round, and the bandwidth at which one token reads the weight, beside that of a sum
+over a large array. Then whether the integer products are exact. One thread is timed by its own
+processor time, which other programs on the machine disturb less; several by the clock.
+
+`--avx2` forbids PyTorch, oneDNN and numba what a CPU can do beyond AVX2. On a CPU with VNNI that
+shows the kernels as a CPU without it runs them: there vLLM's is neither fast nor exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.in_tree import machine, spread
+from vllm_glm41v_npu.quant.kernels import int8_linear, int8_matmul, pack_weight
+
+SHAPES = {  # name: (K, N)
+    "qkv_proj": (4096, 4608),
+    "o_proj": (4096, 4096),
+    "gate_up_proj": (4096, 27392),
+    "down_proj": (13696, 4096),
+}
+OURS, SMALL, VLLM, FLOAT, READ = "ours", "ours, W8A8S", "vLLM", "float32", "read"
+LAYER = "all four"
+ONLY_AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx,+avx2,+bmi,+bmi2,+fma,+popcnt,+sse4.2",
+}
+Figures = dict[str, list[float]]
+
+
+class VllmKernel:
+    """vLLM's W8A8 kernel for the CPU, as its compressed-tensors scheme calls it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        from vllm import _custom_ops
+        from vllm.platforms import current_platform
+
+        current_platform.import_kernels()
+        self.ops = _custom_ops
+        self.scale = torch.ones(len(weight))  # the handler keeps its address only
+        self.handler = _custom_ops.create_onednn_scaled_mm(
+            weight.t(), self.scale, torch.float32, True, False, 32
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = torch.empty(len(x), self.handler.n)
+        ones = torch.ones(len(x), 1)
+        return self.ops.onednn_scaled_mm(self.handler, x, out, ones, None, None, None)
+
+
+def random_int8(rows: int, columns: int) -> Tensor:
+    return torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
+
+
+def four_bits(weight: Tensor) -> Tensor:
+    """A weight of W8A8S: within 4 bits but for 1 in 100."""
+    return torch.where(torch.rand(weight.shape) < 0.01, weight, weight // 16)
+
+
+def milliseconds(layer: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
+    layer(x)
+    return 1e3 * (clock() - begin)
+
+
+def measure(columns: int, rows: int, rounds: dict[int, int]) -> dict[int, Figures]:
+    """Times in ms by the number of tokens and by kernel, of so many rounds."""
+    weight = random_int8(rows, columns)
+    whole, small = pack_weight(weight, "int8"), pack_weight(four_bits(weight), "int4")
+    scale, real, large = torch.ones(rows), weight.float(), torch.ones(1 << 26)
+    layers: dict[str, Callable[[Tensor], Tensor]] = {
+        OURS: lambda x: int8_linear(x, whole, scale),
+        SMALL: lambda x: int8_linear(x, small, scale),
+        VLLM: VllmKernel(weight),
+        FLOAT: lambda x: torch.nn.functional.linear(x, real),
+        READ: lambda x: large.sum(),
+    }
+    figures: dict[int, Figures] = {}
+    for tokens, count in rounds.items():
+        x = random_int8(tokens, columns)
+        times: Figures = {name: [] for name in layers if name != READ or tokens == 1}
+        for _ in range(count + 1):
+            for name, kept in times.items():
+                kept.append(milliseconds(layers[name], x.float() if name == FLOAT else x))
+        figures[tokens] = {name: kept[1:] for name, kept in times.items()}
+    return figures
+
+
+def add_layer(figures: dict[str, dict[int, Figures]]) -> None:
+    """The sum over the four linear layers, round by round."""
+    parts = list(figures.values())
+    figures[LAYER] = {
+        tokens: {
+            name: [sum(four) for four in zip(*(f[tokens][name] for f in parts), strict=True)]
+            for name in times
+        }
+        for tokens, times in parts[0].items()
+    }
+
+
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def time_table(figures: dict[str, dict[int, Figures]]) -> list[str]:
+    lines = [
+        f"| layer | tokens | {OURS}, ms | {SMALL}, ms | {VLLM}, ms | {FLOAT}, ms "
+        f"| {VLLM} / ours | {FLOAT} / ours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for layer, by_tokens in figures.items():
+        for tokens, times in by_tokens.items():
+            cells = [spread(times[name]) for name in (OURS, SMALL, VLLM, FLOAT)]
+            cells += [spread(ratios(times[name], times[OURS])) for name in (VLLM, FLOAT)]
+            lines.append(f"| {layer} | {tokens} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def bandwidth_table(figures: dict[str, dict[int, Figures]]) -> list[str]:
+    """How fast one token reads the weight, beside a sum over 256 MiB in the same round."""
+    lines = ["| layer | ours, GB/s | sum, GB/s | share |", "|---|---|---|---|"]
+    sizes = {name: columns * rows for name, (columns, rows) in SHAPES.items()}
+    sizes[LAYER] = sum(sizes.values())
+    for layer, by_tokens in figures.items():
+        arrays = len(SHAPES) if layer == LAYER else 1
+        ours = [sizes[layer] / t / 1e6 for t in by_tokens[1][OURS]]
+        read = [arrays * (1 << 28) / t / 1e6 for t in by_tokens[1][READ]]
+        lines.append(
+            f"| {layer} | {spread(ours)} | {spread(read)} | {spread(ratios(ours, read))} |"
+        )
+    return lines
+
+
+def exactness_table() -> list[str]:
+    """The largest error of an integer product as a share of the largest product."""
+    lines = ["| data | ours | ours, W8A8S | vLLM |", "|---|---|---|---|"]
+    shapes = (32, 4096), (512, 4096)
+    samples = {
+        "Gaussian": [(40 * torch.randn(s)).round().clamp(-127, 127).to(torch.int8) for s in shapes],
+        "uniform": [random_int8(*shape) for shape in shapes],
+        "all 127": [torch.full(shape, 127, dtype=torch.int8) for shape in shapes],
+    }
+    for name, (x, weight) in samples.items():
+        exact = x.double() @ weight.double().t()
+        results = [int8_matmul(x, pack_weight(weight, form)) for form in ("int8", "int4")]
+        errors = [
+            float((result.double() - exact).abs().max() / exact.abs().max())
+            for result in (*results, VllmKernel(weight)(x))
+        ]
+        cells = [f"{100 * error:.2g} %" if error else "exact" for error in errors]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="few rounds, at most 16 tokens")
+    parser.add_argument(
+        "--avx2", action="store_true", help="as on a CPU that has no more than AVX2"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    options = parser.parse_args()
+    if options.avx2 and any(os.environ.get(key) != value for key, value in ONLY_AVX2.items()):
+        os.environ.update(ONLY_AVX2)  # read when the libraries start
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.int8_linear", *sys.argv[1:]])
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    rounds = {1: 5, 4: 5, 16: 5} if options.quick else {1: 21, 4: 15, 16: 15, 128: 7, 512: 5}
+    figures = {}
+    for layer, (columns, rows) in SHAPES.items():
+        figures[layer] = measure(columns, rows, rounds)
+        print(f"{layer} done", file=sys.stderr, flush=True)
+    add_layer(figures)
+    limit = ", held to AVX2" if options.avx2 else ""
+    print(f"{options.threads} threads, {machine()}{limit}\n")
+    print("\n".join([*time_table(figures), "", *bandwidth_table(figures), "", *exactness_table()]))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "times_ms": figures}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

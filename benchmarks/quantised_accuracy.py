@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What quantisation costs the trained tiny checkpoint: held-out accuracy, and layer errors.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.quantised_accuracy [--count 1000] [--clips 400]
+
+The checkpoint is quantised to each type by the defaults of `glm41v quantize`, and read by
+transformers with the published formulas in place of its quantised layers (tests/quant),
+which is what an NPU computes but for the rounding of its float16. The float checkpoint goes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.quant.reference import Checkpoint
+from tools.tiny_evaluate import Reader, final_answer, heldout_sets, heldout_videos
+from vllm_glm41v_npu.quant.quantiser import TYPES, Request, quantise
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "assets" / "glm41v-tiny"
+
+Row = dict[str, Any]
+
+
+class QuantisedReader(Reader):
+    """Asks a quantised checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(TINY)
+        generation = self.model.generation_config
+        self.model = Checkpoint(folder).network()
+        self.model.generation_config = generation
+
+
+def accuracy(reader: Reader, count: int, clips: int) -> Iterator[tuple[str, float]]:
+    """Each held-out set and the share of right answers in it."""
+    for name, items in heldout_sets(count).items() if count else ():
+        replies = list(reader.ask_all([(question, pictures) for question, pictures, _ in items]))
+        yield name, share(replies, [answer for _, _, answer in items])
+    if clips:
+        films = heldout_videos(clips)
+        requests = [(question, clip.frames, clip.fps) for question, clip, _ in films]
+        replies = list(reader.ask_all_videos(requests))
+        yield "clips", share(replies, [answer for _, _, answer in films])
+
+
+def share(replies: list[str], answers: list[str]) -> float:
+    right = [final_answer(reply) == want for reply, want in zip(replies, answers, strict=True)]
+    return sum(right) / len(right)
+
+
+def measure(count: int, clips: int) -> Iterator[Row]:
+    """The float checkpoint's row, then one for each type."""
+    yield {"type": "float", **dict(accuracy(Reader(TINY), count, clips))}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in TYPES:
+            output = Path(folder) / kind
+            started = time.perf_counter()
+            report = quantise(Request(TINY, output, kind))
+            seconds = time.perf_counter() - started
+            errors = [layer.error for layer in report.layers]
+            yield {
+                "type": kind,
+                **dict(accuracy(QuantisedReader(output), count, clips)),
+                "median layer error": statistics.median(errors),
+                "largest layer error": max(errors),
+                "seconds to quantise": seconds,
+            }
+
+
+def show(row: Row, columns: list[str]) -> None:
+    cells = [row.get(column, "-") for column in columns]
+    texts = [
+        cell if isinstance(cell, str) else f"{cell:.1f}" if "seconds" in column else f"{cell:.2%}"
+        for column, cell in zip(columns, cells, strict=True)
+    ]
+    print(f"| {' | '.join(texts)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Accuracy before and after quantisation.")
+    parser.add_argument("--count", type=int, default=1000, help="written numbers")
+    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows: list[Row] = []
+    columns: list[str] = []
+    for row in measure(args.count, args.clips):
+        rows.append(row)
+        if not columns:
+            columns = [*row, "median layer error", "largest layer error", "seconds to quantise"]
+            print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+        show(row, columns)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

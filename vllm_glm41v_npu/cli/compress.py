@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`glm41v compress`: from W8A8S to W8A8SC, in shards for each tensor-parallel rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_glm41v_npu.checkpoint import BadFile, Checkpoint, read_header
+
+if TYPE_CHECKING:
+    from vllm_glm41v_npu.quant.compressor import Encode, Layer
+    from vllm_glm41v_npu.quant.description import Description
+    from vllm_glm41v_npu.sharding.split import Sink
+
+CHIP_DTYPE = "float16"
+"""The only dtype of Atlas 310P, and so of W8A8S."""
+
+
+class Codec(str, Enum):
+    """What writes the compressed stream."""
+
+    portable = "portable"
+    cann = "cann"
+
+
+def compress(
+    source: Annotated[
+        Path, typer.Argument(help="A W8A8S checkpoint, or shards of one that vLLM saved.")
+    ],
+    output: Annotated[Path, typer.Argument(help="A new folder for the shards.")],
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks to serve with.")] = 1,
+    codec: Annotated[
+        Codec,
+        typer.Option(
+            help="portable is decoded when loading, anywhere; cann is for Atlas 310P alone, "
+            "which decodes it when computing."
+        ),
+    ] = Codec.portable,
+    cann_compressor: Annotated[
+        Path | None, typer.Option(help="CANN's compress_excutor, where it is not found.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace shards of an earlier run in OUTPUT.")
+    ] = False,
+) -> None:
+    """Compress the weights of a W8A8S checkpoint without loss; vLLM loads the result with
+    --load-format sharded_state.
+
+    OUTPUT appears when all is written. Exits with 1 where something cannot be read or written.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm_glm41v_npu.quant.cann import CompressorError
+
+    try:
+        name, encode = _encoder(codec, cann_compressor)
+        report = run(source, output, tp, name, encode, overwrite)
+    except (CompressorError, OSError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(summary(report, output))
+
+
+def run(
+    source: Path, output: Path, tp_size: int, codec: str, encode: Encode, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write the shards of `source` to `output`; the report, which is beside them too.
+
+    Raises:
+        ValueError: `source` cannot be used, or `output` not be written.
+    """
+    from vllm_glm41v_npu.quant.compressor import (
+        Compressor,
+        check_description,
+        copy_small_files,
+        new_folder,
+    )
+    from vllm_glm41v_npu.quant.description import Description
+    from vllm_glm41v_npu.sharding.saved import is_saved, shard_saved
+
+    if not source.is_dir():
+        raise ValueError(f"{source} is no folder; a W8A8S checkpoint was expected.")
+    with new_folder(output, source, overwrite) as folder:
+        description = check_description(Description.read(source), source)
+        with progress(source) as advance:
+            compressor = Compressor(folder, tp_size, codec, encode, advance)
+            if is_saved(source):
+                biased = shard_saved(source, tp_size, compressor.add)
+            else:
+                biased = _shard(source, description, tp_size, compressor.add)
+        copy_small_files(source, folder)
+        return compressor.finish(_entries(description, biased))
+
+
+def _encoder(codec: Codec, cann_compressor: Path | None) -> tuple[str, Encode]:
+    """The codec's name in the record, and what encodes one weight."""
+    from vllm_glm41v_npu.quant import cann, portable
+
+    if codec is Codec.portable:
+        return portable.NAME, portable.encode
+    return cann.NAME, partial(cann.encode, compressor=cann.find_compressor(cann_compressor))
+
+
+def _shard(source: Path, description: Description, tp_size: int, sink: Sink) -> bool:
+    """Check a checkpoint, and give `sink` every rank's tensors; whether norms have biases."""
+    from transformers import AutoConfig
+
+    from vllm_glm41v_npu.config import register_config
+    from vllm_glm41v_npu.models.weights import checkpoint_shapes, vllm_name
+    from vllm_glm41v_npu.quant.validation import validate
+    from vllm_glm41v_npu.sharding.checkpoint import shard_checkpoint
+
+    register_config()
+    config = AutoConfig.from_pretrained(source)
+    shapes = checkpoint_shapes(config)
+    validate(Checkpoint(source), description, shapes, vllm_name, CHIP_DTYPE)
+    return shard_checkpoint(source, config, tp_size, sink)
+
+
+def _entries(description: Description, norm_biases: bool) -> dict[str, Any]:
+    """The description's entries of what the shards hold.
+
+    vllm-ascend gives every RMSNorm a bias where any name holds "norm.bias", so that of the
+    merger's LayerNorm goes too, where the RMSNorms have none.
+    """
+    from vllm_glm41v_npu.sharding.split import LAYER_NORM, is_norm_bias
+
+    def stays(name: str) -> bool:
+        return norm_biases or not (is_norm_bias(name) or name.endswith(f"{LAYER_NORM}.bias"))
+
+    types = {name: kind for name, kind in description.types.items() if stays(name)}
+    return {**description.extras, **types}
+
+
+@contextmanager
+def progress(source: Path) -> Iterator[Callable[[Layer], None]]:
+    """A bar on the terminal; what it gives is called after each weight."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("Compressing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=int8_bytes(source))
+        yield lambda layer: bar.advance(task, layer.original)
+
+
+def int8_bytes(source: Path) -> int:
+    """Bytes of the int8 matrices of all the weight files in a folder.
+
+    Raises:
+        ValueError: One cannot be read.
+    """
+    total = 0
+    for path in source.glob("*.safetensors"):
+        try:
+            tensors = read_header(path).values()
+        except BadFile as error:
+            raise ValueError(f"{path} {error}. Copy it again.") from error
+        total += sum(t.size for t in tensors if t.dtype == "I8" and len(t.shape) == 2)
+    return total
+
+
+def summary(report: dict[str, Any], output: Path) -> str:
+    sizes = report["bytes"]
+    return (
+        f"{output}: {len(report['layers'])} weights of {sizes['original'] / 1e6:,.1f} MB in "
+        f"{sizes['compressed'] / 1e6:,.1f} MB ({report['ratio']:.1%}; their entropy is "
+        f"{report['entropy_ratio']:.1%}), {sizes['all_tensors'] / 1e6:,.1f} MB with all else. "
+        f"Serve with --load-format sharded_state --quantization ascend --tensor-parallel-size "
+        f"{report['tensor_parallel_size']}."
+    )

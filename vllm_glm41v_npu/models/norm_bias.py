@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Norms as msModelSlim's outlier suppression writes them: wrapped, and with a bias each.
+
+Its wrapper computes `norm(x) + bias`. The bias is zero unless the tool shifted the activations,
+and no RMSNorm of this model has one: zeros are skipped, and others added after the norm, which is
+exact. In the form for MindIE a norm is there twice, and the `.module.` one is what was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.layernorm import RMSNorm
+
+Normed: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without the wrapper's part."""
+    return name.replace(".module.", ".")
+
+
+def unwrapped(
+    weights: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same stream by plain names, in which a wrapped tensor is the last of its name."""
+    wrapped = set()
+    for name, tensor in weights:
+        plain = plain_name(name)
+        if plain != name:
+            wrapped.add(plain)
+        elif name in wrapped:
+            continue
+        yield plain, tensor
+
+
+class BiasedRMSNorm(RMSNorm):
+    """An RMSNorm whose `bias`, [hidden_size], is added to what it returns."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Normed:
+        normed = super().forward(x, residual)
+        if residual is None:
+            return normed + self.bias
+        return normed[0] + self.bias, normed[1]
+
+
+def take_norm_bias(model: nn.Module, name: str, bias: torch.Tensor) -> bool:
+    """Let an RMSNorm of `model` add this bias; False where `name` is no such bias.
+
+    Args:
+        model: The network.
+        name: The tensor's name in the network.
+        bias: [hidden_size].
+    """
+    owner, _, suffix = name.rpartition(".")
+    modules = dict(model.named_modules())
+    norm = modules.get(owner)
+    if suffix != "bias" or not isinstance(norm, RMSNorm) or bias.shape != norm.weight.shape:
+        return False
+    if bias.any() or isinstance(norm, BiasedRMSNorm):
+        if type(norm) is RMSNorm:
+            norm.__class__ = BiasedRMSNorm  # in place, so that names and references stay
+        # A backend's own norm (vllm-ascend's) adds a bias that it has.
+        norm.bias = nn.Parameter(bias.to(norm.weight), requires_grad=False)
+    return True

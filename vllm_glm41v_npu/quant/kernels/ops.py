@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8 products as operators that torch.compile takes as they are, `torch.ops.glm41v`.
+
+Exact on every CPU. vLLM's and PyTorch's own int8 kernels are not where there is no VNNI: they add
+two products of int8 in int16, and saturate. Where a CPU multiplies int8 in full (VNNI, AMX),
+oneDNN's product of many tokens is used, once it has shown itself to be exact.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .packing import PackedWeight
+from .product import JOB, worker
+from .team import run
+from .tiles import BLOCK, PAIR
+
+_LIBRARY = torch.library.Library("glm41v", "FRAGMENT")
+_MANY_INT8, _MANY_INT4 = 8, 32  # tokens from which PyTorch's product is the faster one
+_FEW_INT8, _FEW_INT4 = 20, 4  # tokens below which rows are widened in every tile
+_WIDE = 64  # columns from which it is used; of a single one PyTorch 2.11 gets it wrong
+_CHUNK = 4096  # rows of the weight at a time there
+_WEIGHT = "Tensor x, Tensor values, Tensor? starts, Tensor? columns, Tensor? outliers"
+_LIBRARY.define(f"int8_matmul({_WEIGHT}) -> Tensor")
+_LIBRARY.define(
+    f"int8_linear({_WEIGHT}, Tensor deq_scale, Tensor? quant_bias, Tensor? token_scale) -> Tensor"
+)
+
+
+def int8_matmul(x_q: Tensor, weight: PackedWeight) -> Tensor:
+    """The exact product x_q . W^T of int8 [M, K] and [N, K], int32 [M, N].
+
+    Raises:
+        TypeError, ValueError: x_q is not int8 [M, K].
+    """
+    _check("x_q", x_q, torch.int8, (None, weight.shape[1]))
+    return torch.ops.glm41v.int8_matmul(x_q, *_tensors(weight))
+
+
+def int8_linear(
+    x_q: Tensor,
+    weight: PackedWeight,
+    deq_scale: Tensor,
+    quant_bias: Tensor | None = None,
+    token_scale: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(x_q . W^T + quant_bias) * deq_scale * token_scale[:, None], [M, N].
+
+    The integer part is exact. The scales are applied in float64 and the result is rounded to
+    float32, then to `out_dtype`: what `npu_quant_matmul` of npu_emulator/ gives.
+
+    Args:
+        x_q: int8 [M, K].
+        deq_scale: float32 [N], input scale times weight scale (msModelSlim).
+        quant_bias: int32 [N].
+        token_scale: float32 [M], of `quantize_per_token`.
+
+    Raises:
+        TypeError, ValueError: a tensor has another dtype or shape than that.
+    """
+    rows, columns = weight.shape
+    _check("x_q", x_q, torch.int8, (None, columns))
+    _check("deq_scale", deq_scale, torch.float32, (rows,))
+    if quant_bias is not None:
+        _check("quant_bias", quant_bias, torch.int32, (rows,))
+    if token_scale is not None:
+        _check("token_scale", token_scale, torch.float32, (x_q.shape[0],))
+    tensors = (*_tensors(weight), deq_scale, quant_bias, token_scale)
+    return torch.ops.glm41v.int8_linear(x_q, *tensors).to(out_dtype)
+
+
+def _tensors(weight: PackedWeight) -> tuple[Tensor | None, ...]:
+    return weight.values, weight.starts, weight.columns, weight.outliers
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(
+            f"{name} is {tensor.dtype}; expected {dtype}. Convert it before the product."
+        )
+    sizes = ["M" if size is None else size for size in shape]
+    if tensor.dim() != len(shape) or any(
+        size is not None and size != found for size, found in zip(shape, tensor.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)}; expected {sizes} to go with the weight and "
+            "the tokens. Flatten leading dimensions, and pass the weight that belongs to it."
+        )
+
+
+@functools.cache
+def multiplies_in_full() -> bool:
+    """Whether PyTorch's product of int8 may be used: with VNNI, and if the worst cases are right.
+
+    On other CPUs it saturates or is slow; either may be so here too where a variable such as
+    ONEDNN_MAX_CPU_ISA forbids oneDNN what the CPU can do.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.cpu._is_vnni_supported():
+        return False
+    extremes = torch.tensor([127, -128, 127, 127, -128, -128, 1], dtype=torch.int8)
+    x = extremes.repeat(64 * 512)[: 64 * 512].view(64, 512)
+    weight = extremes.flip(0).repeat(100 * 512)[: 100 * 512].view(100, 512)
+    return torch.equal(torch._int_mm(x, weight.t()).double(), x.double() @ weight.double().t())
+
+
+_Weight = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+_Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
+_UNSCALED = (None, None, None)
+
+
+def _run(name: str, weight: _Weight, **fields: Tensor | int | None) -> None:
+    """Have a worker do a job; tensors become addresses."""
+    values = weight[0]
+    fields |= {"bits": 8 if values.dtype == torch.int8 else 4, "rows": len(values)}
+    fields |= zip(("weight", "starts", "outlier_columns", "outlier_values"), weight, strict=True)
+    job = np.zeros(1, JOB)
+    for field, value in fields.items():
+        job[field] = value.data_ptr() if isinstance(value, Tensor) else value or 0
+    run(worker(name), job.ctypes.data)
+
+
+def _product(x: Tensor, weight: _Weight, scales: _Scales = _UNSCALED) -> Tensor:
+    """int32 [M, N], or float32 if there are scales: deq_scale, quant_bias and token_scale."""
+    dtype = torch.int32 if scales[0] is None else torch.float32
+    out = x.new_empty(x.shape[0], len(weight[0]), dtype=dtype)
+    if not len(x):
+        return out
+    x = x.contiguous()
+    many = _MANY_INT8 if weight[0].dtype == torch.int8 else _MANY_INT4
+    if len(x) >= many and x.shape[1] >= _WIDE and multiplies_in_full():
+        _multiply_in_full(x, weight, scales, out)
+    else:
+        _multiply(x, weight, scales, out)
+    return out
+
+
+def _multiply(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
+    """By the tiles of this package."""
+    tokens, columns = x.shape
+    int8 = weight[0].dtype == torch.int8
+    few = tokens < (_FEW_INT8 if int8 else _FEW_INT4)
+    blocks, padded = -(-columns // BLOCK), -(-columns // PAIR) * PAIR
+    # [M, K] -> [blocks, M, 1024], where a task reads one block of many tokens; or [1, M, K]
+    parts, width = (1, padded) if few else (blocks, BLOCK)
+    wide = x.new_zeros(parts, tokens, width, dtype=torch.int16)
+    for part in range(parts):
+        source = x[:, part * width : (part + 1) * width]
+        wide[part, :, : source.shape[1]] = source
+    _run(
+        "multiply",
+        weight,
+        few=few,
+        columns=columns if int8 else padded,
+        blocks=blocks,
+        x=wide,
+        x_stride=2 * width,
+        tokens=tokens,
+        out=out,
+        out_stride=4 * out.shape[1],
+        **dict(zip(("scale", "bias", "token_scale"), scales, strict=True)),
+    )
+
+
+def _rows(weight: _Weight, blocks: int, start: int, end: int) -> _Weight:
+    """Some rows of a weight; their outliers keep their numbers."""
+    values, starts, columns, outliers = weight
+    index = None if starts is None else starts[start * blocks : end * blocks + 1]
+    return values[start:end], index, columns, outliers
+
+
+def _multiply_in_full(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
+    """By PyTorch's product of int8, some rows of the weight at a time."""
+    tokens, columns = x.shape
+    blocks = -(-columns // BLOCK)
+    scale, bias, token_scale = scales
+    for start in range(0, out.shape[1], _CHUNK):
+        chosen = slice(start, min(start + _CHUNK, out.shape[1]))
+        part = _rows(weight, blocks, chosen.start, chosen.stop)
+        whole = part[0]
+        if whole.dtype == torch.uint8:
+            whole = x.new_empty(len(whole), columns)
+            padded = 2 * part[0].shape[1]
+            _run("unpack", part, columns=padded, blocks=blocks, out=whole, out_stride=columns)
+        sums = torch._int_mm(x, whole.t())
+        _run(
+            "scale",
+            part,
+            x=sums,
+            x_stride=4 * len(whole),
+            tokens=tokens,
+            out=out[:, chosen],
+            out_stride=4 * out.shape[1],
+            scale=None if scale is None else scale[chosen],
+            bias=None if bias is None else bias[chosen],
+            token_scale=token_scale,
+        )
+
+
+def _matmul(x, *weight):
+    return _product(x, weight)
+
+
+def _linear(x, values, starts, columns, outliers, deq_scale, quant_bias, token_scale):
+    bias = None if quant_bias is None else quant_bias.contiguous()
+    tokens = None if token_scale is None else token_scale.contiguous()
+    scales = deq_scale.contiguous(), bias, tokens
+    return _product(x, (values, starts, columns, outliers), scales)
+
+
+_LIBRARY.impl("int8_matmul", _matmul, "CPU")
+_LIBRARY.impl("int8_linear", _linear, "CPU")
+
+
+@torch.library.register_fake("glm41v::int8_matmul", lib=_LIBRARY)
+def _fake_matmul(x, values, *rest):
+    return x.new_empty(x.shape[0], values.shape[0], dtype=torch.int32)
+
+
+@torch.library.register_fake("glm41v::int8_linear", lib=_LIBRARY)
+def _fake_linear(x, values, *rest):
+    return x.new_empty(x.shape[0], values.shape[0], dtype=torch.float32)

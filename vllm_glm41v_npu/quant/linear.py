@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers in int8 on the CPU, in the arithmetic of msModelSlim's formats.
+
+A static layer (W8A8, W8A8S) quantises its input by one scale and offset:
+
+    x_q = clip(round(x / input_scale) + input_offset, -128, 127)
+    y   = (x_q . weight^T + quant_bias) * deq_scale
+
+A dynamic layer (W8A8_DYNAMIC) quantises each token by its largest value, symmetrically:
+
+    y = (x_q . weight^T) * weight_scale * token_scale + bias
+
+Source: msmodelslim/pytorch/llm_ptq/llm_ptq_tools/save/complex_quantifier.py; rounding as in
+vllm-ascend's quantization/methods/w8a8_static.py and w8a8_dynamic.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinear
+from vllm.model_executor.utils import set_weight_attrs
+
+from vllm_glm41v_npu.quant import kernels
+from vllm_glm41v_npu.quant.description import DYNAMIC, RULES, STATIC
+from vllm_glm41v_npu.quant.scales import float_scale
+
+DTYPES = {
+    "weight": torch.int8,
+    "input_offset": torch.int8,
+    "quant_bias": torch.int32,
+    "deq_scale": torch.float32,
+}
+"""Of parameters that are not in the network's dtype."""
+
+
+class Int8LinearMethod(LinearMethodBase):
+    """What all types share: the parameters are those that a layer of this type has on disk."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def create_weights(
+        self,
+        layer: nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **attributes: Any,
+    ) -> None:
+        sizes = sum(output_partition_sizes), input_size_per_partition
+        for name, rule in RULES[self.kind].items():
+            if name == "bias":
+                continue  # the layer makes its own
+            data = torch.empty(rule.sizes(*sizes), dtype=DTYPES.get(name, params_dtype))
+            param = nn.Parameter(data, requires_grad=False)
+            per_channel = "N" in rule.shape
+            placed: dict[str, int] = {"output_dim": 0} if per_channel else {"ignore_warning": True}
+            if "K" in rule.shape:
+                placed["input_dim"] = 1
+            set_weight_attrs(param, placed | attributes)
+            if name == "deq_scale":
+                param.weight_loader = _from_bits(param.weight_loader)
+            layer.register_parameter(name, param)
+
+    def _pack(self, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """Pack the weight, and take the other loaded tensors off the layer."""
+        packed = layer.packed_weight = kernels.pack_weight(layer.weight.data)
+        # vLLM's LoRA layers ask for the device of `weight`.
+        layer.weight = nn.Parameter(packed.values, requires_grad=False)
+        taken = {}
+        for name in RULES[self.kind].keys() - {"weight", "bias"}:
+            taken[name] = getattr(layer, name).data
+            delattr(layer, name)
+        return taken
+
+
+class StaticLinearMethod(Int8LinearMethod):
+    """W8A8 and W8A8S. The layer's bias is in `quant_bias`, so the float one is not added."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        loaded = self._pack(layer)
+        layer.input_scale = loaded["input_scale"].item()
+        layer.input_offset = int(loaded["input_offset"])
+        layer.deq_scale = loaded["deq_scale"]
+        # The ranks of a row-parallel layer add up; one of them adds the bias.
+        adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
+        layer.quant_bias = loaded["quant_bias"] if adds_bias else None
+
+    def apply(
+        self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[..., K] to [..., N] in the dtype of x.
+
+        In float32 by msModelSlim's formula; in half precision as the NPU rounds in that dtype.
+        """
+        rows = x.reshape(-1, x.shape[-1])  # [M, K]
+        rule: Literal["msmodelslim", "npu"] = "msmodelslim" if x.dtype == torch.float32 else "npu"
+        x_q = kernels.quantize_static(rows, layer.input_scale, layer.input_offset, rule)
+        y = kernels.int8_linear(
+            x_q, layer.packed_weight, layer.deq_scale, layer.quant_bias, None, x.dtype
+        )
+        return y.view(*x.shape[:-1], y.shape[-1])  # [..., N]
+
+
+class DynamicLinearMethod(Int8LinearMethod):
+    """W8A8_DYNAMIC."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        layer.deq_scale = self._pack(layer)["weight_scale"].float().flatten()  # [N, 1] -> [N]
+
+    def apply(
+        self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[..., K] to [..., N] in the dtype of x."""
+        rows = x.reshape(-1, x.shape[-1])  # [M, K]
+        x_q, token_scale = kernels.quantize_per_token(rows)
+        # With a bias, rounding to the dtype of x comes after it.
+        out_dtype = x.dtype if bias is None else torch.float32
+        y = kernels.int8_linear(
+            x_q, layer.packed_weight, layer.deq_scale, None, token_scale, out_dtype
+        )
+        if bias is not None:
+            y = (y + bias.float()).to(x.dtype)
+        return y.view(*x.shape[:-1], y.shape[-1])  # [..., N]
+
+
+METHODS: dict[str, type[Int8LinearMethod]] = {
+    **dict.fromkeys(STATIC, StaticLinearMethod),
+    DYNAMIC: DynamicLinearMethod,
+}
+
+
+def _from_bits(loader: Callable[..., None]) -> Callable[..., None]:
+    """A weight loader that takes a scale as msModelSlim stores it."""
+
+    def load(param: nn.Parameter, scale: torch.Tensor, *shard: Any) -> None:
+        loader(param, float_scale(scale), *shard)
+
+    return load

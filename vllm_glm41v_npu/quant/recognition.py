@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When vLLM learns that a checkpoint is in msModelSlim's format, and that it is sound.
+
+vLLM asks a model for its own checks of the configuration, once before it looks at
+`--quantization`, and once before any process loads weights. Both are used on every backend.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_glm41v_npu.checkpoint import Checkpoint
+from vllm_glm41v_npu.platform import Backend
+from vllm_glm41v_npu.quant.description import (
+    DESCRIPTION,
+    METHOD,
+    Description,
+    DescriptionError,
+    find,
+)
+
+Expects = Callable[[Any], tuple[Mapping[str, tuple[int, ...]], Callable[[str], str]]]
+"""From a model's config: the shapes of a float checkpoint's tensors by their names in vLLM, and
+what gives that name for one on disk."""
+
+WHOLE_FORMATS = ("auto", "hf", "safetensors")
+"""Values of --load-format that read the checkpoint's own safetensors files."""
+
+logger = logging.getLogger(f"vllm.{__name__}")
+
+
+@functools.cache
+def register_quantisation(backend: Backend, architecture: str, expects: Expects) -> None:
+    """Let vLLM recognise and validate quantised checkpoints of this model, and run them on a CPU.
+
+    Args:
+        backend: What computes.
+        architecture: The model's name in vLLM's registry.
+        expects: What its checkpoints hold.
+    """
+    from vllm.model_executor.layers.quantization import register_quantization_config
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+    from vllm_glm41v_npu.quant.config import AscendConfig
+
+    if not backend.is_ascend:
+        register_quantization_config(METHOD)(AscendConfig)
+    before = MODELS_CONFIG_MAP.get(architecture) or VerifyAndUpdateConfig
+
+    class QuantisationCheck(VerifyAndUpdateConfig):
+        @staticmethod
+        def verify_and_update_model_config(model_config: Any) -> None:
+            before.verify_and_update_model_config(model_config)
+            if not backend.is_ascend:  # vllm-ascend recognises them itself
+                recognise(model_config)
+
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            before.verify_and_update_config(vllm_config)
+            check(vllm_config, backend, expects)
+
+    MODELS_CONFIG_MAP[architecture] = QuantisationCheck
+
+
+def recognise(model_config: Any) -> None:
+    """Set `--quantization` where it was left out and the checkpoint has a description."""
+    if model_config.quantization is None and _described(model_config):
+        model_config.quantization = METHOD
+        logger.info("%s is in msModelSlim's format: quantization=%s.", model_config.model, METHOD)
+
+
+def check(vllm_config: Any, backend: Backend, expects: Expects) -> None:
+    """Validate the checkpoint, if it is in this format and about to be loaded from its own files.
+
+    Raises:
+        DescriptionError, CheckpointError: It cannot be loaded.
+    """
+    model, load = vllm_config.model_config, vllm_config.load_config
+    # On Ascend, a method that was left out is still to be recognised.
+    if model.quantization not in (None, METHOD) or load.load_format not in WHOLE_FORMATS:
+        return
+    if not _described(model):
+        return
+
+    from vllm_glm41v_npu.quant.validation import validate
+
+    patterns = ["*.json", "*.safetensors"]
+    folder = local_folder(model.model, patterns, model.revision, load.download_dir)
+    description = Description.read(folder)
+    assert description is not None
+    if backend.is_ascend and description.file != DESCRIPTION:
+        raise DescriptionError(
+            f"{folder} is in msModelSlim's form for MindIE ({description.file}); vllm-ascend reads "
+            f"{DESCRIPTION}. Quantise again without --mindie_format."
+        )
+    shapes, rename = expects(model.hf_config)
+    dtype = str(model.dtype).removeprefix("torch.")
+    validate(Checkpoint(folder), description, shapes, rename, dtype)
+
+
+def _described(model_config: Any) -> bool:
+    """Whether the checkpoint has a description; of a hub model, only the plain one is found."""
+    if os.path.isdir(model_config.model):
+        return find(Path(model_config.model)) is not None
+
+    from vllm.transformers_utils.repo_utils import file_or_path_exists
+
+    return file_or_path_exists(model_config.model, DESCRIPTION, model_config.revision)
+
+
+def local_folder(
+    model: str,
+    patterns: Sequence[str],
+    revision: str | None = None,
+    download_dir: str | None = None,
+) -> Path:
+    """A checkpoint's folder; a hub model's files of these patterns are fetched if need be."""
+    if os.path.isdir(model):
+        return Path(model)
+
+    from vllm.model_executor.model_loader import weight_utils
+
+    found = weight_utils.maybe_download_from_modelscope(
+        model, revision, download_dir, allow_patterns=list(patterns)
+    )
+    if found is None:
+        found = weight_utils.download_weights_from_hf(model, download_dir, list(patterns), revision)
+    return Path(found)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a quantised checkpoint is whole and fits its description, before it is loaded.
+
+First the headers alone: every tensor there, of the dtype and shape that its type demands. Then
+the values that a wrong result would come from in silence: scales, offsets, and what fused layers
+share. Weights are not read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import islice
+
+import torch
+from safetensors import safe_open
+
+from vllm_glm41v_npu.checkpoint import FLOATS, Checkpoint, Tensor
+from vllm_glm41v_npu.quant.description import (
+    COMPRESSED,
+    DEQ_SCALE_DTYPES,
+    FLOAT,
+    FUSED,
+    KNOWN_TYPES,
+    RULES,
+    STATIC,
+    Description,
+    DescriptionError,
+)
+from vllm_glm41v_npu.quant.scales import float_scale
+
+FLOAT_ONLY = ("embed_tokens", "position_embedding", "lm_head")
+"""Layers whose weight is a matrix, but which nothing computes in int8."""
+
+SHARED = ("input_scale", "input_offset")
+"""What the parts of a fused layer must have in common: they take the same input."""
+
+LISTED = 5
+
+
+class CheckpointError(ValueError):
+    """A quantised checkpoint cannot be loaded; the message names the tensors and the files."""
+
+
+def validate(
+    checkpoint: Checkpoint,
+    description: Description,
+    shapes: Mapping[str, tuple[int, ...]],
+    rename: Callable[[str], str],
+    dtype: str,
+) -> None:
+    """Check everything that can be checked without reading a weight.
+
+    Args:
+        checkpoint: Its folder.
+        description: Its description, with the names on disk.
+        shapes: What a float checkpoint holds: name in vLLM to shape on disk.
+        rename: From a name on disk to that in vLLM.
+        dtype: What the network is to run in.
+
+    Raises:
+        CheckpointError: Something is missing, or not what its type demands.
+    """
+    for file, trouble in checkpoint.bad_files.items():
+        raise CheckpointError(f"{checkpoint.folder / file} {trouble}. Copy it again.")
+    tensors = Tensors(checkpoint, description, rename)
+    for check in (_types(description), _tensors(tensors, shapes), _dtype(tensors, dtype)):
+        _raise_for(check)
+    _raise_for(_values(tensors))
+
+
+class Tensors:
+    """The checkpoint's tensors by their names in vLLM.
+
+    names: name in vLLM to that on disk.
+    headers: name in vLLM to dtype, shape and file.
+    description: with names in vLLM.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, description: Description, rename: Callable[[str], str]
+    ) -> None:
+        self.folder = checkpoint.folder
+        self.headers = {rename(name): tensor for name, tensor in checkpoint.tensors.items()}
+        self.names = {rename(name): name for name in (*description.types, *checkpoint.tensors)}
+        self.description = description.renamed(rename)
+
+    def called(self, name: str) -> str:
+        """A tensor for messages: as on disk, with its file if it is there."""
+        on_disk = repr(self.names.get(name, name))
+        return f"{on_disk} in {self.headers[name].file}" if name in self.headers else on_disk
+
+    def wrong(self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[str]:
+        """What is wrong with a tensor that must be there."""
+        header = self.headers.get(name)
+        if header is None:
+            if name not in self.description.types:  # else it is named already
+                yield f"{self.called(name)} {list(shape)} is in no file"
+        elif header.dtype not in dtypes:
+            yield f"{self.called(name)} is {header.dtype}, not {' or '.join(dtypes)}"
+        elif header.shape != shape:
+            yield f"{self.called(name)} has shape {list(header.shape)}, not {list(shape)}"
+
+    def layers(self) -> Iterator[tuple[str, str]]:
+        """Name in vLLM and type of each quantised weight's layer, as on disk."""
+        for name, kind in self.description.types.items():
+            if name.endswith(".weight") and kind in RULES:
+                yield name.removesuffix(".weight"), kind
+
+
+def _raise_for(problems: Iterator[str]) -> None:
+    found = list(islice(problems, LISTED + 1))
+    if found:
+        more = "; and more" if len(found) > LISTED else ""
+        raise CheckpointError(
+            f"The quantised checkpoint cannot be loaded: {'; '.join(found[:LISTED])}{more}. Copy "
+            "it again, or quantise again, with the description and the weights of one run."
+        )
+
+
+def _types(description: Description) -> Iterator[str]:
+    for name, kind in description.unknown().items():
+        known = ", ".join(KNOWN_TYPES)
+        yield f"{description.file} gives {name!r} the unknown type {kind!r} (known are {known})"
+    for name, kind in description.types.items():
+        if kind == COMPRESSED:
+            yield (
+                f"{description.file} gives {name!r} the type {kind}, which is only in shards for "
+                "each tensor-parallel rank (--load-format sharded_state)"
+            )
+
+
+def _tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Presence, dtypes and shapes."""
+    described = tensors.description.types
+    for name in sorted(described.keys() - tensors.headers.keys()):
+        yield f"{tensors.description.file} names {tensors.called(name)}, which is in no file"
+    for name, shape in shapes.items():
+        layer, _, suffix = name.rpartition(".")
+        kind = described.get(f"{layer}.weight", described.get(name))
+        if kind is None:
+            yield f"{tensors.description.file} has no type for {tensors.called(name)}"
+        elif kind == FLOAT:
+            yield from tensors.wrong(name, tuple(FLOATS), shape)
+        elif suffix == "weight":
+            yield from _quantised(tensors, layer, kind, shape)
+
+
+def _quantised(tensors: Tensors, layer: str, kind: str, shape: tuple[int, ...]) -> Iterator[str]:
+    """One quantised weight of `shape`, and what belongs to it."""
+    weight = f"{layer}.weight"
+    if len(shape) != 2 or layer.rpartition(".")[2] in FLOAT_ONLY:
+        yield f"{tensors.called(weight)} is {kind}; it must be {FLOAT}, as nothing computes it so"
+        return
+    for suffix, rule in RULES[kind].items():
+        name = f"{layer}.{suffix}"
+        if rule.required or name in tensors.headers:
+            yield from tensors.wrong(name, rule.dtypes, rule.sizes(*shape))
+    for fused in _fused(layer):
+        try:
+            tensors.description.layer_type(fused)
+        except DescriptionError as error:
+            yield str(error)
+
+
+def _fused(part: str) -> Iterator[str]:
+    """The layer that `part` is the first part of, if it is one."""
+    parent, _, name = part.rpartition(".")
+    for fused, parts in FUSED.items():
+        if name == parts[0]:
+            yield f"{parent}.{fused}"
+
+
+def _dtype(tensors: Tensors, dtype: str) -> Iterator[str]:
+    """Whether the scales were made for the dtype to run in; float32 takes either."""
+    scales: dict[str, str] = {}  # dtype that it was made for: one such tensor
+    for layer, kind in tensors.layers():
+        if kind in STATIC:
+            name = f"{layer}.deq_scale"
+            scales.setdefault(DEQ_SCALE_DTYPES[tensors.headers[name].dtype], name)
+    if len(scales) > 1:
+        listed = ", ".join(f"{tensors.called(name)} for {made}" for made, name in scales.items())
+        yield f"its scales were made for different dtypes: {listed}"
+    elif scales.keys() - {dtype, "float32"} and dtype != "float32":
+        ((made, name),) = scales.items()
+        raise CheckpointError(
+            f"{tensors.called(name)} was made for {made}, and the network is to run in {dtype}, "
+            f"which would misread it. Start with --dtype {made}, or on a CPU with --dtype float32."
+        )
+
+
+def _values(tensors: Tensors) -> Iterator[str]:
+    """Scales, offsets, and what fused layers share."""
+    with ExitStack() as stack:
+        read = _reader(tensors, stack)
+        shared: dict[str, dict[str, float]] = defaultdict(dict)
+        for layer, kind in tensors.layers():
+            for suffix in RULES[kind].keys() - {"weight", "bias", "quant_bias"}:
+                name = f"{layer}.{suffix}"
+                if name not in tensors.headers:
+                    continue
+                value = read(name)
+                yield from (f"{tensors.called(name)} {trouble}" for trouble in _bad(suffix, value))
+                if suffix in SHARED:
+                    parent, _, part = layer.rpartition(".")
+                    fused = next((key for key, parts in FUSED.items() if part in parts), part)
+                    shared[f"{parent}.{fused}.{suffix}"][name] = value.item()
+        for name, values in shared.items():
+            if len(set(values.values())) > 1:
+                listed = ", ".join(f"{tensors.called(one)} {x:.8g}" for one, x in values.items())
+                yield f"the parts of {name.rpartition('.')[0]} take one input, but differ: {listed}"
+
+
+def _reader(tensors: Tensors, stack: ExitStack) -> Callable[[str], torch.Tensor]:
+    """What reads one tensor, as float32 or an integer."""
+    files: dict[str, safe_open] = {}
+
+    def read(name: str) -> torch.Tensor:
+        header: Tensor = tensors.headers[name]
+        if header.file not in files:
+            path = tensors.folder / header.file
+            files[header.file] = stack.enter_context(safe_open(path, framework="pt"))
+        value = files[header.file].get_tensor(tensors.names[name])
+        return float_scale(value)
+
+    return read
+
+
+def _bad(suffix: str, value: torch.Tensor) -> Iterator[str]:
+    """What is wrong with a scale or an offset, read as float32."""
+    if suffix.endswith("scale"):
+        bad = ~(value.isfinite() & (value > 0))
+        if bad.any():
+            found = value[bad][0].item()
+            yield f"holds {found:.6g} ({int(bad.sum())} such); finite positive scales are needed"
+    elif suffix == "weight_offset" and value.any():
+        yield "is not zero; weights quantised symmetrically are needed"
+    elif suffix == "input_offset" and not (value.round() == value.clamp(-128, 127)).all():
+        yield f"is {value.flatten()[0].item():.6g}; a whole number from -128 to 127 is needed"
