@@ -72,9 +72,15 @@ def seen_size(width: int, height: int) -> tuple[int, int]:
     return seen_w, seen_h
 
 
-def digit_height(rng: np.random.Generator, ink: Ink, size: tuple[int, int], angle: float) -> int:
-    """A height in pixels that fits the picture and stays readable after the model's resize."""
-    (width, height), (seen_w, seen_h) = size, seen_size(*size)
+def digit_height(
+    rng: np.random.Generator,
+    ink: Ink,
+    size: tuple[int, int],
+    seen: tuple[int, int],
+    angle: float,
+) -> int:
+    """A height in pixels that fits the picture and stays readable after the resize to `seen`."""
+    (width, height), (seen_w, seen_h) = size, seen
     cos, sin = math.cos(math.radians(angle)), abs(math.sin(math.radians(angle)))
     fits = min(
         0.92 * width / (ink.aspect * cos + 1.2 * sin),
@@ -87,42 +93,64 @@ def digit_height(rng: np.random.Generator, ink: Ink, size: tuple[int, int], angl
     return max(8, round(rng.uniform(min(readable, fits), fits)))
 
 
+def is_readable(ink: Ink, digit: int, size: tuple[int, int], seen: tuple[int, int]) -> bool:
+    """Whether digits of this height in a picture of this size are large enough once resized."""
+    (width, height), (seen_w, seen_h) = size, seen
+    return digit * seen_h / height >= ink.smallest * 0.95 and (
+        digit * ink.aspect / len(ink.answer) * seen_w / width >= MIN_DIGIT_WIDTH * 0.95
+    )
+
+
 def compose(
     rng: np.random.Generator, ink: Ink, split: str, plain: float, noise: float, blur: float
 ) -> NumberPicture:
     """Ink somewhere on a background of the split; with probability `plain` on a single colour."""
     angle = rng.uniform(-6, 6)
     for _ in range(20):  # a picture too narrow for its number is drawn again
-        width, height = picture_size(rng, ink.aspect)
-        digit = digit_height(rng, ink, (width, height), angle)
-        seen_w, seen_h = seen_size(width, height)
-        if digit * seen_h / height >= ink.smallest * 0.95 and (
-            digit * ink.aspect / len(ink.answer) * seen_w / width >= MIN_DIGIT_WIDTH * 0.95
-        ):
+        size = picture_size(rng, ink.aspect)
+        digit = digit_height(rng, ink, size, seen_size(*size), angle)
+        if is_readable(ink, digit, size, seen_size(*size)):
             break
-    flat, centres = ink.draw(digit)
-    mask = flat.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    left = int(rng.integers(0, max(1, width - mask.width + 1)))
-    top = int(rng.integers(0, max(1, height - mask.height + 1)))
+    alpha, where, reach = lay(rng, ink, digit, size, angle)
+    canvas, front = background(rng, split, size, plain)
+    canvas += alpha * (front - canvas)
+    canvas += rng.uniform(0, noise) * rng.standard_normal(canvas.shape, np.float32)
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    if rng.random() < blur:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.04 * digit)))
+    return NumberPicture(image, ink.answer, where, reach)
 
+
+def background(
+    rng: np.random.Generator, split: str, size: tuple[int, int], plain: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A background, float32 [height, width, 3] in 0..255, and an ink colour [3] to show on it."""
     first, second, front = contrasting(rng)
     kind = (
         "solid"
         if rng.random() < plain
         else BACKGROUNDS[split][rng.integers(len(BACKGROUNDS[split]))]
     )
-    canvas = paint(kind, rng, width, height, first, second)
+    return paint(kind, rng, *size, first, second), front
+
+
+def lay(
+    rng: np.random.Generator, ink: Ink, digit: int, size: tuple[int, int], angle: float
+) -> tuple[np.ndarray, tuple[tuple[int, float, float], ...], tuple[float, float]]:
+    """Ink of this digit height somewhere in a picture: coverage, float32 [height, width, 1].
+
+    Also the `centres` and the `reach` of a NumberPicture.
+    """
+    width, height = size
+    flat, centres = ink.draw(digit)
+    mask = flat.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    left = int(rng.integers(0, max(1, width - mask.width + 1)))
+    top = int(rng.integers(0, max(1, height - mask.height + 1)))
     alpha = np.zeros((height, width, 1), np.float32)
     cut = np.asarray(mask, np.float32)[: height - top, : width - left] / 255
     alpha[top : top + cut.shape[0], left : left + cut.shape[1], 0] = cut
-    canvas += alpha * (front - canvas)
-    canvas += rng.uniform(0, noise) * rng.standard_normal(canvas.shape, np.float32)
-    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    if rng.random() < blur:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.04 * digit)))
-    where = rotated_centres(ink.answer, centres, flat, mask, angle, left, top, image)
-    reach = (flat.width / len(ink.answer) / width / 2, digit / height / 2)
-    return NumberPicture(image, ink.answer, where, reach)
+    where = rotated_centres(ink.answer, centres, flat, mask, angle, left, top, size)
+    return alpha, where, (flat.width / len(ink.answer) / width / 2, digit / height / 2)
 
 
 def rotated_centres(
@@ -133,14 +161,14 @@ def rotated_centres(
     angle: float,
     left: int,
     top: int,
-    image: Image.Image,
+    size: tuple[int, int],
 ) -> tuple[tuple[int, float, float], ...]:
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return tuple(
         (
             int(digit),
-            (left + mask.width / 2 + cos * (x - flat.width / 2)) / image.width,
-            (top + mask.height / 2 - sin * (x - flat.width / 2)) / image.height,
+            (left + mask.width / 2 + cos * (x - flat.width / 2)) / size[0],
+            (top + mask.height / 2 - sin * (x - flat.width / 2)) / size[1],
         )
         for digit, x in zip(answer, centres, strict=True)
     )

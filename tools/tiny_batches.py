@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,12 +41,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    groups: list[torch.Tensor]  # pictures of one size each: float32 [n, 3, H, W] in 0..255
+    # pictures of one size each, float32 [n, 3, H, W] in 0..255, or a video's pairs of frames
+    # [n, 2, 3, H, W]
+    groups: list[torch.Tensor]
     patch_digits: torch.Tensor  # int64 [patches of all groups, 2]
     input_ids: torch.Tensor  # int64 [sequences, tokens], padded on the right
     positions: torch.Tensor  # int64 [3, sequences, tokens]
     labels: torch.Tensor  # int64 [sequences, tokens], IGNORED outside the answers
     features: torch.Tensor  # int64: which merged vision token each <|image|> token is
+    numbers: torch.Tensor  # int64 [pictures or pairs, 4]: digits, then NO_DIGIT; in text order
 
 
 def merge_order(grid: np.ndarray) -> np.ndarray:
@@ -57,9 +60,12 @@ def merge_order(grid: np.ndarray) -> np.ndarray:
     return cells.reshape(-1, n)
 
 
-def prepare(picture: NumberPicture) -> Prepared:
-    """Resize exactly as Glm4vImageProcessor (torchvision) does, in uint8."""
-    width, height = seen_size(*picture.image.size)
+def prepare(picture: NumberPicture, seen: tuple[int, int] | None = None) -> Prepared:
+    """Resize exactly as Glm4vImageProcessor (torchvision) does, in uint8.
+
+    `seen` is the width and height to resize to: a picture's own, unless it is a video's frame.
+    """
+    width, height = seen or seen_size(*picture.image.size)
     pixels = tvf.resize(
         tvf.pil_to_tensor(picture.image), [height, width],
         interpolation=tvf.InterpolationMode.BICUBIC, antialias=True,
@@ -154,6 +160,12 @@ def group_by_size(pictures: list[Prepared]) -> tuple[list[list[int]], np.ndarray
     return list(sizes.values()), start
 
 
+def number_digits(pictures: list[Prepared]) -> np.ndarray:
+    """The digits of each picture's number: int64 [pictures, 4], filled up with NO_DIGIT."""
+    rows = [[int(d) for d in p.answer] + [NO_DIGIT] * (4 - len(p.answer)) for p in pictures]
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
 def build_batch(
     rng: np.random.Generator,
     tokenizer: PreTrainedTokenizerFast | None,
@@ -164,42 +176,65 @@ def build_batch(
 
     Without a tokenizer the batch has pictures only, for the vision tower alone.
     """
+    # The same for the whole batch: rows of like length waste little padding.
+    asks = tokenizer is not None and rng.random() < SYSTEM_SHARE
+    system = SYSTEM_PROMPTS[rng.integers(2)] if asks else ""
+    exchanges = [random_exchange(rng, [p.answer for p in r], system) for r in requests]
+    return assemble(tokenizer, requests, exchanges, (lambda p: vary(rng, p)) if varied else None)
+
+
+def assemble(
+    tokenizer: PreTrainedTokenizerFast | None,
+    requests: list[list[Prepared]],
+    exchanges: Sequence[tuple[str, ...]],
+    change: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> Batch:
+    """The batch of these prompts and replies; `change` makes of a group's pixels what is seen.
+
+    An exchange is (prompt, reply) or, with further turns, (prompt, reply, prompt, reply, ...);
+    <|user|>, which ends a reply, also begins the next prompt.
+    """
     pictures = [p for request in requests for p in request]
     groups, start = group_by_size(pictures)
     stacks = [torch.stack([pictures[i].pixels for i in g]) for g in groups]
     digits = [pictures[i].patch_digits for g in groups for i in g] or [np.zeros((0, 2), np.int64)]
-    seen = [vary(rng, stack) if varied else stack.float() for stack in stacks]
-    text = write_text(rng, tokenizer, requests, start) if tokenizer else [np.zeros(0, np.int64)] * 4
-    return Batch(
-        seen, torch.from_numpy(np.concatenate(digits)), *(torch.from_numpy(t) for t in text)
+    seen = [change(stack) if change else stack.float() for stack in stacks]
+    text = (
+        write_text(tokenizer, requests, exchanges, start)
+        if tokenizer
+        else [np.zeros(0, np.int64)] * 4
     )
+    arrays = [np.concatenate(digits), *text, number_digits(pictures)]
+    return Batch(seen, *(torch.from_numpy(array) for array in arrays))
 
 
 def write_text(
-    rng: np.random.Generator,
     tokenizer: PreTrainedTokenizerFast,
     requests: list[list[Prepared]],
+    exchanges: Sequence[tuple[str, ...]],
     start: np.ndarray,
 ) -> list[np.ndarray]:
     """input_ids, positions, labels and features of a Batch."""
     image_id = tokenizer.convert_tokens_to_ids("<|image|>")
     user_id = tokenizer.convert_tokens_to_ids("<|user|>")
-    # The same for the whole batch: rows of like length waste little padding.
-    system = SYSTEM_PROMPTS[rng.integers(2)] if rng.random() < SYSTEM_SHARE else ""
     rows, features, seen = [], [np.zeros(0, np.int64)], 0
-    for request in requests:
-        asked, answer = random_exchange(rng, [p.answer for p in request], system)
+    for request, texts in zip(requests, exchanges, strict=True):
+        first = texts[0]
         grids = []
         for picture in request:
             h, w = (s // (PATCH * MERGE) for s in picture.pixels.shape[1:])
             grids.append((h, w))
-            asked = asked.replace("<|image|>", "<image>" * (h * w), 1)
+            first = first.replace("<|image|>", "<image>" * (h * w), 1)
             features.append(start[seen] + np.arange(h * w))
             seen += 1
-        before = tokenizer.encode(asked.replace("<image>", "<|image|>"))
-        ids = np.array(before + tokenizer.encode(answer) + [user_id])
-        labels = np.where(np.arange(len(ids)) < len(before), IGNORED, ids)
-        rows.append((ids, token_positions(ids, image_id, grids), labels))
+        tokens, answers = [], []
+        for asked, answer in zip([first, *texts[2::2]], texts[1::2], strict=True):
+            before = tokenizer.encode(asked.replace("<image>", "<|image|>"))
+            after = tokenizer.encode(answer) + [user_id]
+            tokens += before + after
+            answers += [IGNORED] * len(before) + after
+        ids = np.array(tokens)
+        rows.append((ids, token_positions(ids, image_id, grids), np.array(answers)))
     longest = max(len(ids) for ids, _, _ in rows)
 
     def padded(i: int, fill: int) -> np.ndarray:

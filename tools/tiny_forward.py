@@ -111,12 +111,20 @@ def position_embedding(visual: Glm4vVisionModel, h: int, w: int) -> torch.Tensor
     return sampled[0, :, :, 0].T  # [h * w, hidden]
 
 
+def embed_patches(convolution: nn.Conv3d, pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures [n, 3, H, W] or pairs of frames [n, 2, 3, H, W] to [n * patches, hidden]."""
+    weight = convolution.weight  # [hidden, 3, 2, 14, 14]
+    if pixels.dim() == 4:  # both frames are the same picture
+        return F.linear(to_patches(pixels), weight.sum(2).flatten(1), convolution.bias)
+    patches = torch.cat([to_patches(pixels[:, 0]), to_patches(pixels[:, 1])], -1)
+    return F.linear(patches, weight.transpose(1, 2).flatten(1), convolution.bias)
+
+
 def see(visual: Glm4vVisionModel, groups: list[torch.Tensor]) -> torch.Tensor:
     """Merged vision tokens of all groups in order: float32 [tokens, hidden]."""
-    grids = [(len(g), g.shape[2] // PATCH, g.shape[3] // PATCH) for g in groups]
+    grids = [(len(g), g.shape[-2] // PATCH, g.shape[-1] // PATCH) for g in groups]
     lengths = [n * h * w for n, h, w in grids]
-    weight = visual.patch_embed.proj.weight.sum(2).flatten(1)  # both frames are the same picture
-    x = F.linear(torch.cat([to_patches(g) for g in groups]), weight, visual.patch_embed.proj.bias)
+    x = torch.cat([embed_patches(visual.patch_embed.proj, g) for g in groups])
     x = visual.post_conv_layernorm(x)
     x = x + torch.cat([position_embedding(visual, h, w).repeat(n, 1) for n, h, w in grids])
     heads, width = visual.blocks[0].attn.num_heads, x.shape[-1]
@@ -141,20 +149,55 @@ def see(visual: Glm4vVisionModel, groups: list[torch.Tensor]) -> torch.Tensor:
     return visual.merger(F.linear(x.view(-1, MERGE**2 * width), weight, visual.downsample.bias))
 
 
-def answer_logits(
+def read(
     model: Glm4vForConditionalGeneration, batch: Batch, features: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits where the next token is part of an answer, and those tokens."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Hidden states after the decoder and before its last layer: [sequences, tokens, 128].
+
+    With eager attention also what the last layer attends to: [sequences, heads, tokens, tokens].
+    """
+    eager = model.model.language_model.config._attn_implementation == "eager"
     embedded = model.get_input_embeddings()(batch.input_ids)
     if len(features):
         image = batch.input_ids == model.config.image_token_id
         embedded = embedded.masked_scatter(image.unsqueeze(-1), features[batch.features])
-    hidden = model.model.language_model(
-        inputs_embeds=embedded, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
+    output = model.model.language_model(
+        inputs_embeds=embedded,
+        position_ids=batch.positions,
+        use_cache=False,
+        output_hidden_states=True,
+        output_attentions=eager,
+    )
+    attention = output.attentions[-1] if eager else None
+    return output.last_hidden_state, output.hidden_states[-2], attention
+
+
+def answer_logits(
+    model: Glm4vForConditionalGeneration, batch: Batch, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits where the next token is part of an answer, and those tokens."""
     target = batch.labels[:, 1:]
     wanted = target != IGNORED
     return model.lm_head(hidden[:, :-1][wanted]), target[wanted]
+
+
+def gathered(
+    model: Glm4vForConditionalGeneration, batch: Batch, early: torch.Tensor
+) -> torch.Tensor:
+    """What the two tokens after each picture hold before the last layer: [pictures, 2, 128].
+
+    In a clip the second of them is the time, where the last layer should find the number.
+    """
+    ends = (batch.input_ids == model.config.image_end_token_id).nonzero()
+    row, column = ends.unbind(1)
+    return torch.stack([early[row, column], early[row, column + 1]], 1)
+
+
+def gathering_loss(guesses: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """From [pictures, 2, 4 * 11] for the digits [pictures, 4] of each picture's number."""
+    guesses = guesses.view(len(guesses), 2, 4, NO_DIGIT + 1)
+    target = numbers.unsqueeze(1).expand(-1, 2, -1)
+    return F.cross_entropy(guesses.flatten(0, 2), target.flatten())
 
 
 def helper_loss(guesses: torch.Tensor, patch_digits: torch.Tensor) -> torch.Tensor:
@@ -178,7 +221,7 @@ def losses(
     digits = helper_loss(helper(features), batch.patch_digits)
     if not reading:
         return torch.full((), torch.nan), digits, torch.full((), torch.nan)
-    logits, target = answer_logits(model, batch, features)
+    logits, target = answer_logits(model, batch, read(model, batch, features)[0])
     right = (logits.argmax(-1) == target).float().mean()
     return F.cross_entropy(logits, target), digits, right
 
@@ -186,7 +229,8 @@ def losses(
 @torch.no_grad()
 def exact(model: Glm4vForConditionalGeneration, batch: Batch) -> torch.Tensor:
     """bool [sequences]: greedy decoding would give the whole answer, as every token is the best."""
-    logits, target = answer_logits(model, batch, see(model.model.visual, batch.groups))
+    features = see(model.model.visual, batch.groups)
+    logits, target = answer_logits(model, batch, read(model, batch, features)[0])
     wrong = torch.zeros(batch.labels[:, 1:].shape, dtype=torch.bool)
     wrong[batch.labels[:, 1:] != IGNORED] = logits.argmax(-1) != target
     return ~wrong.any(1)
@@ -197,13 +241,15 @@ def check_equal(model: Glm4vForConditionalGeneration, batch: Batch) -> float:
     """Largest difference of logits from the class's own forward on the same batch."""
     grids, pixels = [], []
     for group in batch.groups:
-        n, _, height, width = group.shape
-        patches = to_patches(group).view(-1, 3, 1, PATCH * PATCH).repeat(1, 1, 2, 1).flatten(1)
-        pixels.append(patches)
+        pairs = group if group.dim() == 5 else torch.stack([group, group], 1)
+        n, _, _, height, width = pairs.shape
+        frames = [to_patches(pairs[:, i]).view(-1, 3, PATCH * PATCH) for i in range(2)]
+        pixels.append(torch.stack(frames, 2).flatten(1))  # [n * patches, 3 * 2 * 14 * 14]
         grids += [[1, height // PATCH, width // PATCH]] * n
     features = torch.cat(
         model.model.get_image_features(torch.cat(pixels), torch.tensor(grids)).pooler_output
     )
-    theirs, _ = answer_logits(model, batch, features)
-    ours, _ = answer_logits(model, batch, see(model.model.visual, batch.groups))
+    theirs, _ = answer_logits(model, batch, read(model, batch, features)[0])
+    features = see(model.model.visual, batch.groups)
+    ours, _ = answer_logits(model, batch, read(model, batch, features)[0])
     return float((theirs - ours).abs().max())

@@ -5,7 +5,8 @@
 
 Seeded; writes a checkpoint every 500 steps and resumes from it. Needs the development extras
 (font packages and scikit-learn). A step takes 0.2 to 0.35 s on one AVX2 core, the run over an
-hour. The README beside the weights tells how they differ from one run of this.
+hour. The README beside the weights tells how they differ from one run of this. Video comes in a
+second stage, `tools.train_tiny_video`.
 """
 
 from __future__ import annotations
@@ -102,6 +103,23 @@ def accuracy(
     return float(torch.cat(right).float().mean())
 
 
+def make_optimizers(
+    model: nn.Module, helpers: list[nn.Linear], adam_rate: float, muon_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for all else."""
+    matrices: list[torch.Tensor] = []
+    others: list[torch.Tensor] = [p for helper in helpers for p in helper.parameters()]
+    for name, p in model.named_parameters():
+        hidden = any(part in name for part in ("layers.", "blocks.", "merger."))
+        (matrices if hidden and p.dim() == 2 else others).append(p)
+    adam = torch.optim.AdamW(others, adam_rate, betas=(0.9, 0.98), weight_decay=0, fused=True)
+    optimizers = [adam, Muon(matrices, muon_rate)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
 class Trainer:
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -110,23 +128,9 @@ class Trainer:
         tiny_forward.initialise(self.model, SEED)
         hidden = self.model.config.text_config.hidden_size
         self.helper = nn.Linear(hidden, 4 * 2 * (tiny_forward.NO_DIGIT + 1))
-        self.optimizers = self.make_optimizers()
+        self.optimizers = make_optimizers(self.model, [self.helper], ADAM_RATE, MUON_RATE)
         self.step = 0
         self.checkpoint = args.work / "training.pt"
-
-    def make_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon for the hidden matrices, AdamW for all else."""
-        matrices: list[torch.Tensor] = []
-        others: list[torch.Tensor] = list(self.helper.parameters())
-        for name, p in self.model.named_parameters():
-            hidden = any(part in name for part in ("layers.", "blocks.", "merger."))
-            (matrices if hidden and p.dim() == 2 else others).append(p)
-        adam = torch.optim.AdamW(others, ADAM_RATE, betas=(0.9, 0.98), weight_decay=0, fused=True)
-        optimizers = [adam, Muon(matrices, MUON_RATE)]
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["peak"] = group["lr"]
-        return optimizers
 
     def load(self) -> None:
         if not self.checkpoint.exists():
