@@ -254,8 +254,10 @@ def check_within_rounding(
         for place in late
     ]
     assert output.outputs[0].logprobs is not None
-    for token, logprob in output.outputs[0].logprobs[0].items():
-        assert abs(logprob.logprob - exact[0, token].item()) <= 2 * rounding[0] + 1e-4
+    first = output.outputs[0].logprobs[0]
+    off = max(abs(found.logprob - exact[0, token].item()) for token, found in first.items())
+    # One token's rounding is one draw; the largest of the answer tells how far it may go.
+    assert off <= 2 * rounding.max() + 1e-4, f"off by {off:.4f}, rounding {rounding.tolist()}"
 
 
 def check(
