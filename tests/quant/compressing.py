@@ -16,17 +16,20 @@ from vllm_glm41v_npu.cli import app
 
 DESCRIPTION = "quant_model_description.json"
 
+RUNNER = CliRunner(env={"VLLM_LOGGING_LEVEL": "ERROR"})
+"""The command sets this for its own process; here it is undone after each call."""
+
 
 def compress(*arguments: str | Path) -> str:
     """What the command says; an AssertionError with all of it where it fails."""
-    result = CliRunner().invoke(app, ["compress", *map(str, arguments)])
+    result = RUNNER.invoke(app, ["compress", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def refused(*arguments: str | Path) -> str:
     """The sentence that the command ends with."""
-    result = CliRunner().invoke(app, ["compress", *map(str, arguments)])
+    result = RUNNER.invoke(app, ["compress", *map(str, arguments)])
     assert result.exit_code == 1, result.output
     assert "Traceback" not in result.output
     return result.stderr.rpartition("Error: ")[2].replace("\n", " ")

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from tests.quant.compressing import DESCRIPTION, compress, everything, refused
+from tests.quant.compressing import DESCRIPTION, RUNNER, compress, everything, refused
 from tests.quant.test_sharding import FIXTURE, WEIGHTS, shards
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.quant import compressor
@@ -184,7 +183,7 @@ def test_an_interrupted_run_leaves_nothing(
     monkeypatch.setattr(ShardWriter, "close", fail)
     out, tp_size = copied
     for arguments in ([str(out), "--overwrite"], [str(tmp_path / "new")]):
-        result = CliRunner().invoke(app, ["compress", str(FIXTURE), *arguments])
+        result = RUNNER.invoke(app, ["compress", str(FIXTURE), *arguments])
         assert result.exit_code != 0
         if isinstance(error, OSError):
             assert "is full, and nothing was kept" in result.stderr.replace("\n", " ")
