@@ -36,10 +36,15 @@ MAX_MODEL_LEN = 1024
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, checkpoint: Callable[[str], Path]) -> Iterator[httpx.Client]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server writes."""
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="module")
+def server(log: Path, checkpoint: Callable[[str], Path]) -> Iterator[httpx.Client]:
     """A client of a server that is stopped afterwards: eager on a CPU, with graphs on an NPU."""
     port = get_open_port()
-    log = tmp_path_factory.mktemp("server") / "log"
     command = [str(Path(sys.executable).parent / "vllm"), "serve", str(checkpoint("tiny"))]
     command += ["--served-model-name", "tiny", "--port", str(port)]
     command += ["--enforce-eager"] if ON_CPU else []
@@ -142,6 +147,7 @@ BAD_PICTURES = {
     "empty": (lambda: data_uri(empty_png()), "not a picture of a kind"),
     "too-wide": (lambda: data_uri(png(Image.new("RGB", (8080, 40)))), "202.0; at most 200"),
     "bomb": (lambda: data_uri(png(Image.new("1", (30000, 30000)))), "decompression bomb"),
+    "private": (lambda: "http://127.0.0.1:1/a.png", "no public address"),
 }
 
 
@@ -262,7 +268,7 @@ BAD_VIDEOS = {
     "empty": (lambda: video_uri(b""), {}, "cannot be decoded"),
     "audio": (lambda: video_uri(audio_only()), {}, "cannot be decoded"),
     "truncated": (lambda: video_uri(Clip(10, 40).encode()[:-800]), {}, "cannot be decoded"),
-    "outside": (lambda: Path("/etc/hostname").as_uri(), {}, "must be a subpath"),
+    "outside": (lambda: Path("/etc/hostname").as_uri(), {}, "There is no file"),
     "rate": (lambda: video_uri(Clip(10, 9).encode()), {"fps": 0}, "fps=0; expected"),
     "negative": (lambda: video_uri(Clip(10, 9).encode()), {"fps": -1}, "fps=-1; expected"),
     "many": (lambda: video_uri(Clip(10, 9).encode()), {"num_frames": 9999}, "at most 600 frames"),
@@ -293,3 +299,15 @@ def test_settings_of_one_video(server) -> None:
         shorter = length(mm_processor_kwargs=settings)
         assert shorter < plain
         assert length(media_io_kwargs={"video": settings}) == shorter
+
+
+def test_the_log_says_nothing_of_what_is_asked(server, log: Path) -> None:
+    """By vLLM's defaults, of good and bad requests."""
+    secret = "the moon is my password"
+    assert answer(chat(server, secret, printed()))
+    assert chat(server, secret, data_uri(secret.encode())).status_code == 400
+    assert chat(server, secret, "http://127.0.0.1:1/my-password.png").status_code == 400
+    written = log.read_text()
+    assert "/v1/chat/completions" in written
+    for content in (secret, "my-password", printed()[-40:], data_uri(secret.encode())[-20:]):
+        assert content not in written

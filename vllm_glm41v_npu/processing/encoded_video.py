@@ -27,6 +27,8 @@ _WITHOUT_EFFECT = {"frame_recovery"}
 _CHUNK = 16  # frames that PyAV's path of vLLM decodes at a time
 _USUAL_FPS = 1000
 """A higher rate in a header is more likely an error than a rate."""
+MAX_FRAME_PIXELS = 100_000_000
+"""As MindIE's limit of a picture; a decoder takes the memory of a frame before anyone sees it."""
 
 
 class EncodedVideo(tuple):
@@ -201,9 +203,12 @@ class EncodedVideo(tuple):
         import cv2
 
         try:
-            return VideoBackend.open_video_capture(self.data)
+            capture = VideoBackend.open_video_capture(self.data)
         except (ValueError, cv2.error) as error:
             raise self._unreadable(str(error)) from error
+        width, height = cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT
+        self._check_size(int(capture.get(width)), int(capture.get(height)))
+        return capture
 
     def _opened_by_pyav(self) -> Any:
         try:
@@ -221,7 +226,16 @@ class EncodedVideo(tuple):
         if not container.streams.video:
             container.close()
             raise self._unreadable("it has no video stream")
+        stream = container.streams.video[0]
+        self._check_size(stream.width, stream.height)
         return container
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > MAX_FRAME_PIXELS:
+            raise ValueError(
+                f"{self.name} is {width} x {height}, over {MAX_FRAME_PIXELS:,} pixels a frame. "
+                "Send a smaller one."
+            )
 
     def _unreadable(self, reason: str) -> ValueError:
         return ValueError(

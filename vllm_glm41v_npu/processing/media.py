@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's loader of pictures and videos by URL: videos resized as they are decoded, and clearer
-answers to bad files."""
+"""vLLM's loader of pictures and videos by URL: guarded, videos resized as they are decoded, and
+clearer answers to bad files."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
 
 import pybase64
 from PIL import Image, UnidentifiedImageError
@@ -20,19 +23,27 @@ from vllm.multimodal.media import (
     MediaConnector,
     VideoMediaIO,
 )
+from vllm.multimodal.media.base import MediaIO
+from vllm.multimodal.media.connector import global_thread_pool
 
 from .encoded_video import EncodedVideo
+from .fetching import MediaRefused, fetch, fetch_async, max_bytes, read_file, split_data_url
 from .grid import PatchGeometry
 from .sampling import VideoSettings
 
 _VIDEO_PROCESSORS = (None, "Glm4vVideoProcessor")
 _JPEG_FRAMES = "video/jpeg"  # vLLM's media type for frames sent one by one
 _REMEMBERED = 256
+_MAX_PIXELS = 500_000_000
+"""Of all frames that are sent one by one, which vLLM decodes before anything is resized: 1.5 GB."""
 
 
 @MEDIA_CONNECTOR_REGISTRY.register("http")
 class Glm41vMediaConnector(MediaConnector):
     """Takes the place of vLLM's default connector in processes that import this module.
+
+    What it loads from where is checked in fetching.py; what fails there is the caller's error
+    (400), where vLLM 0.23.0 answers some with 500.
 
     Videos of this model come out as an `EncodedVideo`; those of other models, and those for which
     a loader of vLLM's is named (``video_backend``, VLLM_VIDEO_LOADER_BACKEND), as ever.
@@ -44,6 +55,46 @@ class Glm41vMediaConnector(MediaConnector):
 
     prepare: ClassVar[Callable[[EncodedVideo], None] | None] = None
     """Called with each video in the thread that fetched it."""
+
+    def load_from_url(
+        self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
+    ) -> Any:
+        if not _is_remote(url):
+            return self._load_here(url, media_io)
+        data = self._get_cached_bytes(url)
+        if data is None:
+            data = fetch(url, self.allowed_media_domains, _limit(media_io), fetch_timeout)
+            self._put_cached_bytes(url, data)
+        return media_io.load_bytes(data)
+
+    async def load_from_url_async(
+        self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
+    ) -> Any:
+        def in_thread(function: Callable[..., Any], *args: Any) -> Any:
+            return asyncio.get_running_loop().run_in_executor(global_thread_pool, function, *args)
+
+        if not _is_remote(url):
+            return await in_thread(self._load_here, url, media_io)
+        data = await in_thread(self._get_cached_bytes, url)
+        if data is None:
+            allowed = self.allowed_media_domains
+            data = await fetch_async(url, allowed, _limit(media_io), fetch_timeout)
+            await in_thread(self._put_cached_bytes, url, data)
+        return await in_thread(media_io.load_bytes, data)
+
+    def _load_here(self, url: str, media_io: MediaIO[Any]) -> Any:
+        """Of a data or file URL."""
+        if url[:5].lower() == "data:":
+            return media_io.load_base64(*split_data_url(url, _limit(media_io)))
+        folder = self.allowed_local_media_path
+        if folder is None:
+            raise MediaRefused(
+                "Files of this machine are not read unless the server is started with "
+                "--allowed-local-media-path. Send the file in the request, as a data URL."
+            )
+        parts = urlsplit(url)
+        path = Path(unquote(parts.netloc.replace("localhost", "") + parts.path))
+        return media_io.load_bytes(read_file(path, folder, _limit(media_io)))
 
     def fetch_image(self, image_url: str, **kwargs: Any) -> Image.Image:
         with _clear_refusals():
@@ -103,6 +154,7 @@ class EncodedVideoIO(VideoMediaIO):
 
     def load_base64(self, media_type: str, data: str) -> Any:
         if media_type.lower() == _JPEG_FRAMES:
+            _check_frames(data.split(","))
             return super().load_base64(media_type, data)
         return self.load_bytes(pybase64.b64decode(data))
 
@@ -144,6 +196,32 @@ class Preparation:
         with self._lock:
             for key in [key for key in self._seen if key[0] == video.digest]:
                 del self._seen[key]
+
+
+def _is_remote(url: str) -> bool:
+    """Whether a URL is to be fetched; `fetch` refuses what is of no kind known here."""
+    return url[:5].lower() not in ("data:", "file:")
+
+
+def _limit(media_io: MediaIO[Any]) -> int:
+    kind = "IMAGE" if isinstance(media_io, ImageMediaIO) else "VIDEO"
+    return max_bytes(f"VLLM_GLM41V_NPU_MAX_{kind}_MB")
+
+
+def _check_frames(frames: list[str]) -> None:
+    """Raise ValueError if frames in base64 are no pictures, or too large together."""
+    pixels = 0
+    for frame in frames:
+        try:
+            with Image.open(BytesIO(pybase64.b64decode(frame))) as picture:  # the header alone
+                pixels += picture.width * picture.height
+        except UnidentifiedImageError as error:
+            raise ValueError("A frame is no JPEG; expected them in base64, with commas.") from error
+        if pixels > _MAX_PIXELS:
+            raise ValueError(
+                f"The frames have over {_MAX_PIXELS:,} pixels together. Send a video file, which "
+                "is decoded frame by frame, or smaller frames."
+            )
 
 
 @contextmanager

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Media files by URL, from where the operator allows it, in sizes that a server can bear.
+
+A request names addresses to which this process connects. Left unchecked, it reads what only this
+machine can reach (server-side request forgery): so hosts outside `--allowed-media-domains` have to
+have a public address, at every redirect, checked on the very address that is connected to. Messages
+go back to the caller, and say nothing that a caller could not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from vllm import envs
+from vllm.connections import _is_retryable
+from yarl import URL
+
+MAX_MEGABYTES = {"VLLM_GLM41V_NPU_MAX_IMAGE_MB": 100, "VLLM_GLM41V_NPU_MAX_VIDEO_MB": 512}
+"""Environment variables of the largest files, and their defaults, in MiB."""
+
+_REDIRECTS = 5
+_CHUNK = 1 << 16
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class MediaRefused(ValueError):
+    """A file was not loaded; the message tells the caller why, and what to do."""
+
+
+def max_bytes(variable: str) -> int:
+    """The largest file by the environment variable, one of MAX_MEGABYTES.
+
+    Raises:
+        ValueError: It is set to something else than a positive number.
+    """
+    value = os.environ.get(variable) or str(MAX_MEGABYTES[variable])
+    if not value.isdecimal() or int(value) == 0:
+        raise ValueError(f"{variable} is {value!r}; expected MiB, a whole number above 0.")
+    return int(value) << 20
+
+
+def fetch(url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None) -> bytes:
+    """`fetch_async` for callers without an event loop, or in the middle of one."""
+    with ThreadPoolExecutor(1) as pool:
+        fetched = fetch_async(url, allowed_domains, limit, timeout)
+        return pool.submit(asyncio.run, fetched).result()
+
+
+async def fetch_async(
+    url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None
+) -> bytes:
+    """What a http or https URL holds.
+
+    As in vLLM: VLLM_MEDIA_FETCH_MAX_RETRIES tries, each with four times the time and the pause of
+    the one before; VLLM_MEDIA_URL_ALLOW_REDIRECTS; proxies of the environment.
+
+    Args:
+        allowed_domains: The only hosts, whatever their address; empty for all that are public.
+        limit: Bytes, of which no more are read.
+        timeout: Seconds of the first try.
+
+    Raises:
+        MediaRefused: The host is not allowed, or gives no such file.
+    """
+    tries = max(envs.VLLM_MEDIA_FETCH_MAX_RETRIES, 1)
+    for attempt in range(tries):
+        try:
+            return await _follow(url, allowed_domains, limit, timeout and timeout * 4**attempt)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if attempt + 1 < tries and _is_retryable(error):
+                await asyncio.sleep(4**attempt)
+                continue
+            raise MediaRefused(
+                f"The file was not fetched from {URL(url).host}: {_reason(error)}. Check the URL, "
+                "or send the file in the request, as a data URL."
+            ) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _reason(error: BaseException) -> str:
+    """What of a failed fetch may be told: no address, which a name server inside may have given."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"it answered {error.status}"
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    return "the connection failed"
+
+
+async def _follow(
+    url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None
+) -> bytes:
+    target = URL(url)
+    for _ in range(_REDIRECTS + 1):
+        trusted = _check_host(target, allowed_domains)
+        async with (
+            _session(target, trusted, timeout) as session,
+            session.get(target, allow_redirects=False) as response,
+        ):
+            location = response.headers.get("Location")
+            if not 300 <= response.status < 400 or location is None:
+                response.raise_for_status()
+                return await _read(response, limit)
+        if not envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS:
+            raise MediaRefused(
+                f"{target.host} redirects elsewhere, which this server does not follow "
+                "(VLLM_MEDIA_URL_ALLOW_REDIRECTS=0). Send the URL of the file itself."
+            )
+        target = target.join(URL(location))
+    raise MediaRefused(
+        f"The file was not fetched: over {_REDIRECTS} redirects. Send the URL of the file itself."
+    )
+
+
+def _check_host(url: URL, allowed_domains: Sequence[str]) -> bool:
+    """Whether the operator names this host, so that its address is not looked at."""
+    if url.scheme not in ("http", "https") or not url.host:
+        raise MediaRefused(
+            f"A URL of the kind {url.scheme or 'without a scheme'!r} was given; expected http, "
+            "https, data or file."
+        )
+    if allowed_domains:
+        if url.host not in allowed_domains:
+            raise MediaRefused(
+                f"The host {url.host} is none of those that this server fetches from "
+                f"(--allowed-media-domains): {', '.join(allowed_domains)}."
+            )
+        return True
+    if not _may_be_public(url.host):
+        raise _private(url.host)
+    return False
+
+
+def _session(url: URL, trusted: bool, timeout: float | None) -> aiohttp.ClientSession:
+    """A client for one request; its resolver takes public addresses alone, unless `trusted`.
+
+    A proxy of the environment resolves the name itself, and is where such rules belong then.
+    """
+    resolver = None if trusted or _has_proxy(url) else PublicResolver()
+    connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
+    return aiohttp.ClientSession(
+        connector=connector,
+        trust_env=True,
+        timeout=aiohttp.ClientTimeout(total=timeout),
+        headers={"User-Agent": "vLLM"},
+    )
+
+
+def _has_proxy(url: URL) -> bool:
+    proxies = urllib.request.getproxies()
+    return url.scheme in proxies and not urllib.request.proxy_bypass(url.host or "")
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    data = bytearray()
+    check_size(response.content_length or 0, limit)
+    async for chunk in response.content.iter_chunked(_CHUNK):
+        data += chunk
+        check_size(len(data), limit)
+    return bytes(data)
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise MediaRefused if a file has more bytes than the limit."""
+    if size > limit:
+        raise MediaRefused(
+            f"The file is larger than {limit >> 20} MiB, the most that this server loads. Send a "
+            "smaller one."
+        )
+
+
+class PublicResolver(AbstractResolver):
+    """Resolves names, and drops addresses that are not public."""
+
+    def __init__(self) -> None:
+        self._resolver = aiohttp.ThreadedResolver()
+
+    async def resolve(self, host: str, port: int = 0, *args: Any, **options: Any) -> list[Any]:
+        found = await self._resolver.resolve(host, port, *args, **options)
+        public = [entry for entry in found if is_public(entry["host"])]
+        if not public:
+            raise _private(host)
+        return public
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+def _private(host: str) -> MediaRefused:
+    return MediaRefused(
+        f"The host {host} has no public address, and this server fetches from public ones. Send "
+        "the file in the request, as a data URL; whoever runs the server can allow hosts, with "
+        "--allowed-media-domains."
+    )
+
+
+def _may_be_public(host: str) -> bool:
+    """False for an address that is not public; names are looked up when connecting."""
+    try:
+        return is_public(host)
+    except ValueError:
+        return True
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the internet's, by IANA's registries.
+
+    IPv6 addresses that stand for an IPv4 one (mapped, 6to4, NAT64) are judged by that.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def read_file(path: Path, folder: Path, limit: int) -> bytes:
+    """What a file in `folder`, or in a folder inside it, holds.
+
+    Raises:
+        MediaRefused: It is not there, is no file, or is outside, be it by `..` or by a link.
+    """
+    try:
+        resolved = path.resolve(strict=True)
+        if not resolved.is_relative_to(folder.resolve()):
+            raise FileNotFoundError
+        if not resolved.is_file():  # reading a pipe would never end
+            raise MediaRefused(f"{path} is no file. Give a picture or a video.")
+        check_size(resolved.stat().st_size, limit)
+        return resolved.read_bytes()
+    except MediaRefused:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # loops of links, zeros in a name
+        raise MediaRefused(
+            f"There is no file {path} that this server may read. Give one that is in the folder "
+            "of --allowed-local-media-path, links followed."
+        ) from error
+
+
+def split_data_url(url: str, limit: int) -> tuple[str, str]:
+    """The media type and the base64 text of a data URL (RFC 2397).
+
+    Raises:
+        MediaRefused: It is not in base64, or too large.
+    """
+    head, comma, data = url[len("data:") :].partition(",")
+    media_type, *parameters = head.split(";")
+    if not comma or parameters[-1:] != ["base64"]:
+        raise MediaRefused(
+            "A data URL is not in base64; expected data:image/png;base64, or "
+            "data:video/mp4;base64, and then the file."
+        )
+    check_size(len(data) * 3 // 4, limit)
+    return media_type, data
