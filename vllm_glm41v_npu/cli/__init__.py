@@ -12,12 +12,14 @@ from vllm_glm41v_npu.cli.ask import ask
 from vllm_glm41v_npu.cli.compress import compress
 from vllm_glm41v_npu.cli.doctor import doctor
 from vllm_glm41v_npu.cli.quantize import quantize
+from vllm_glm41v_npu.cli.run import run
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(ask)
 app.command()(compress)
 app.command()(doctor)
 app.command()(quantize)
+app.command()(run)
 
 
 def _print_version(wanted: bool) -> None:

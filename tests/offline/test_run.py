@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`glm41v run` against a real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+from vllm import LLM
+
+from tests.checkpoints import TINY
+from tests.engines import engine
+from tools.tiny_evaluate import final_answer
+from vllm_glm41v_npu.cli import app
+from vllm_glm41v_npu.offline.engine import Runner, TooLong
+from vllm_glm41v_npu.offline.tasks import find_tasks
+
+PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
+QUESTION = "What number is written in the picture?"
+NUMBERS = json.loads((PICTURES / "answers.json").read_text())
+SAMPLING = {"temperature": 0.0, "max_tokens": 64}
+ROOT = TINY.parents[1]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with engine(TINY, disable_log_stats=False) as started:
+        yield started
+
+
+def run(llm: LLM, tasks: list, window: int = 4, limit: int = 900, **options: Any) -> dict:
+    runner = Runner(llm, window, SAMPLING, limit, **options)
+    return {answer.id: answer for answer in runner.run(tasks)}
+
+
+def test_every_file_is_answered_once(llm: LLM, tmp_path: Path) -> None:
+    """Right answers, and a bad file among the good ones is named and holds up nothing."""
+    (tmp_path / "broken.png").write_bytes((PICTURES / "printed.png").read_bytes()[:500])
+    (tmp_path / "text.png").write_text("no picture")
+    tasks = find_tasks([PICTURES, tmp_path], [QUESTION])
+    answers = run(llm, tasks)
+    assert answers.keys() == {task.id for task in tasks}
+    for name, number in NUMBERS.items():
+        answer = answers[str(PICTURES / name)]
+        assert final_answer(answer.answer or "") == number, name
+        assert answer.input_tokens > 10 and answer.output_tokens > 5
+        assert 0 < answer.first_seconds < answer.seconds
+    for name, reason in (("broken.png", "truncated"), ("text.png", "not a picture of a kind")):
+        assert reason in (answers[str(tmp_path / name)].error or "")
+
+
+def test_lines_and_text(llm: LLM, tmp_path: Path) -> None:
+    """Several files a request, own settings, no files at all, a system's turn."""
+    files = [str(PICTURES / name) for name in list(NUMBERS)[:2]]
+    lines: list[dict[str, Any]] = [
+        {"id": "short", "image": files[0], "text": QUESTION, "max_tokens": 3},
+        {"id": "two", "image": files, "text": QUESTION},
+        {"id": "clip", "video": str(VIDEOS / "numbers.mp4"), "text": QUESTION},
+        {"id": "text", "text": "Hello."},
+        {"id": "bad", "text": "Hello.", "temperature": -1},
+        {"id": "chat", "messages": [{"role": "user", "content": "Hello."}]},
+    ]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    answers = run(llm, find_tasks([path], []))
+    assert answers["short"].output_tokens == 3 and answers["short"].finish_reason == "length"
+    assert answers["two"].input_tokens > answers["short"].input_tokens
+    assert answers["clip"].answer
+    assert answers["text"].answer == answers["chat"].answer
+    assert "temperature" in (answers["bad"].error or "")
+
+
+def test_long_prompts(llm: LLM) -> None:
+    """Lengths count what pictures become; they are refused or left out, as asked."""
+    short, long = find_tasks([PICTURES / "printed.png"], ["Hi."])[0], PICTURES / "wide.png"
+    tasks = [short, *find_tasks([long], ["word " * 50])]
+    lengths = {name: answer.input_tokens for name, answer in run(llm, tasks).items()}
+    limit = lengths[str(long)] - 1
+    answers = run(llm, tasks, limit=limit, skip_too_long=True)
+    assert answers[short.id].error is None
+    assert f"has {limit + 1} tokens" in (answers[str(long)].error or "")
+    with pytest.raises(TooLong, match="--too-long skip"):
+        run(llm, tasks, limit=limit)
+
+
+COMMAND = [str(Path(sys.executable).parent / "glm41v"), "run", "--model", str(TINY), "--prompt"]
+COMMAND += [QUESTION, "--engine", '{"enforce_eager": true}', "--max-input-length", "500"]
+COMMAND += ["--max-output-length", "64", "--max-batch-size", "2"]
+
+
+def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
+    """Every file is answered once, and right, over both runs."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = [name for name in NUMBERS if name.endswith("png")]
+    for number in range(60):
+        name = names[number % len(names)]
+        (folder / f"{number}-{name}").symlink_to(PICTURES / name)
+    output = tmp_path / "answers.jsonl"
+    command = [*COMMAND, str(folder), "--output", str(output), "--quiet"]
+    first = subprocess.Popen(command, cwd=ROOT, env=os.environ, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (output.exists() and output.read_text().count("\n") >= 5):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = output.read_text().splitlines()
+    assert len(before) < 60
+    table = tmp_path / "benchmark.csv"
+    command += ["--resume", "--mindie-csv", str(table)]
+    second = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(answers) == len({answer["id"] for answer in answers}) == 60
+    for answer in answers:
+        assert final_answer(answer["answer"]) == NUMBERS[Path(answer["id"]).name.split("-", 1)[1]]
+    assert "are answered already" in second.stderr and "time to first token" in second.stderr
+    assert len(table.read_text().splitlines()) == 1 + 60 - len(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Nothing is asked"),
+        (["--prompt", "a", "--engine", "[]"], "expected a JSON object"),
+        (["--prompt", "a", "--max-batch-size", "0"], "max-batch-size"),
+        (["none.png"], "none.png does not exist"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str) -> None:
+    """Guards against an engine started for nothing, and a traceback."""
+    result = CliRunner().invoke(app, ["run", "--model", str(TINY), *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_the_output_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "a", "answer": "b"}\n')
+    result = CliRunner().invoke(app, ["run", "--prompt", "a", "--output", str(path)])
+    assert result.exit_code == 2
+    assert "--resume" in result.stderr
+
+
+def test_run_pa_takes_the_arguments_of_mindie(tmp_path: Path) -> None:
+    """In its order, and one device for each that is visible."""
+    command = tmp_path / "glm41v"
+    command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o755)
+    script = tmp_path / "examples" / "run_pa.sh"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / "examples" / "run_pa.sh").read_bytes())
+
+    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        environment = {"PATH": path, **variables}
+        return subprocess.run(
+            ["bash", str(script), *arguments], env=environment, capture_output=True, text=True
+        )
+
+    plain = ["--model_path", "M", "--image_path", "F"]
+    expected = ["run", "F", "--model", "M", "--prompt", "describe this image"]
+    lengths = ["--max-batch-size", "1", "--max-input-length", "3000", "--max-output-length", "256"]
+    one = ["--tensor-parallel-size", "1"]
+    assert call(*plain).stdout.split("\n")[:-1] == [*expected, *lengths, *one]
+    found = call("--trust_remote_code", *plain, "8", "4", "2", ASCEND_RT_VISIBLE_DEVICES="0,1")
+    words = found.stdout.split()
+    assert words[-3:] == ["--tensor-parallel-size", "2", "--trust-remote-code"]
+    assert words[words.index("--max-batch-size") + 1 :: 2][:3] == ["8", "4", "2"]
+    wrong = call("--image_path", "F", "--model_path", "M")
+    assert wrong.returncode == 2 and "usage:" in wrong.stderr

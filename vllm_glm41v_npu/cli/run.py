@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`glm41v run`: many requests without a server, in the place of MindIE's run_pa.sh."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_glm41v_npu.cli.ask import HUB_MODEL, _check_installed, _fail
+from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary, write_mindie_csv
+from vllm_glm41v_npu.offline.tasks import VIDEOS, Task, TaskError, find_tasks
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+    from vllm_glm41v_npu.offline.engine import Runner
+
+
+class TooLongAction(str, Enum):
+    """What a prompt does that is too long."""
+
+    refuse = "refuse"
+    skip = "skip"
+
+
+def run(
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Pictures, videos, folders of them, JSONL files of requests."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = HUB_MODEL,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="The question; repeated, one a file, and the last for the rest."),
+    ] = None,
+    system: Annotated[str, typer.Option(help="The system's turn.")] = "",
+    output: Annotated[Path | None, typer.Option(help="A JSONL for the answers.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an output that is there.")] = False,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests computed at a time.")] = 16,
+    max_input_length: Annotated[
+        int, typer.Option(min=1, help="Tokens of a prompt, pictures and videos included.")
+    ] = 8192,
+    max_output_length: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 1024,
+    too_long: Annotated[
+        TooLongAction, typer.Option(help="What to do about a longer prompt.")
+    ] = TooLongAction.refuse,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=-1, help="-1 and 0 are all tokens.")] = -1,
+    repetition_penalty: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    seed: Annotated[int | None, typer.Option()] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="In place of the checkpoint's.", exists=True, dir_okay=False)
+    ] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Devices.")] = 1,
+    quantization: Annotated[str | None, typer.Option(help="As in vLLM.")] = None,
+    dtype: Annotated[str, typer.Option(help="As in vLLM.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="Further arguments of vLLM's LLM, as a JSON object.")
+    ] = "{}",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the checkpoint.")] = False,
+    mindie_csv: Annotated[
+        Path | None, typer.Option(help="Times under the names of MindIE's benchmark.csv.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Print no answers.")] = False,
+) -> None:
+    """Answer many requests about pictures and videos, or about text alone.
+
+    A line of a JSONL is an object of `text`, `image`, `video` (a path from the file's folder, or
+    several), `system`, `id` and sampling settings, or of `messages` in OpenAI's form. Exits with 2
+    where an argument is wrong, and with 1 where a request failed or the engine cannot start.
+    """
+    _check_installed()
+    try:
+        tasks = find_tasks(inputs or [], prompt or [], system)
+        if not tasks:
+            raise TaskError("Nothing is asked. Give files, folders, a JSONL, or --prompt.")
+        arguments = _engine_arguments(engine)
+        answers = AnswerFile(output, resume) if output else None
+    except (ValueError, FileExistsError, OSError) as error:
+        _fail(str(error))
+    left = [task for task in tasks if answers is None or task.id not in answers.done]
+    if len(left) < len(tasks):
+        typer.echo(f"{len(tasks) - len(left)} of {len(tasks)} are answered already.", err=True)
+    if not left:
+        return
+    from vllm_glm41v_npu.offline.engine import Runner
+
+    llm = _start(
+        {
+            "model": model,
+            "max_num_seqs": max_batch_size,
+            "max_model_len": max_input_length + max_output_length,
+            "limit_mm_per_prompt": _most_media(left),
+            "tensor_parallel_size": tensor_parallel_size,
+            "quantization": quantization,
+            "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
+            "disable_log_stats": False,  # it is what knows the times
+        }
+        | arguments
+    )
+    sampling = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "max_tokens": max_output_length,
+    }
+    template = chat_template.read_text() if chat_template else None
+    skips = too_long is TooLongAction.skip
+    runner = Runner(llm, 2 * max_batch_size, sampling, max_input_length, skips, template)
+    started = time.perf_counter()
+    given = _answer_all(runner, left, answers, quiet)
+    _report(given, time.perf_counter() - started)
+    if mindie_csv:
+        write_mindie_csv(mindie_csv, given, max_batch_size)
+    if any(answer.error for answer in given):
+        raise typer.Exit(1)
+
+
+def _engine_arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(text)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise TaskError(f'--engine is {text!r}; expected a JSON object, such as {{"seed": 1}}.')
+    return arguments
+
+
+def _most_media(tasks: Sequence[Task]) -> dict[str, int]:
+    """The most pictures and videos of a request; of conversations, vLLM's default."""
+    if any(task.messages for task in tasks):
+        return {}
+    counts = [Counter(path.suffix.lower() in VIDEOS for path in task.files) for task in tasks]
+    return {"image": max(c[False] for c in counts), "video": max(c[True] for c in counts)}
+
+
+def _start(arguments: dict[str, Any]) -> LLM:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    from vllm import LLM
+
+    try:
+        return LLM(**arguments)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        _fail(f"{arguments['model']} could not be started: {error}", code=1)
+
+
+def _answer_all(
+    runner: Runner, tasks: Sequence[Task], file: AnswerFile | None, quiet: bool
+) -> list[Answer]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from vllm_glm41v_npu.offline.engine import TooLong
+
+    given: list[Answer] = []
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    started = time.perf_counter()
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+            bar = progress.add_task("", total=len(tasks), rate="")
+            for answer in runner.run(tasks):
+                given.append(answer)
+                if file:
+                    file.write(answer)
+                if answer.error:
+                    typer.echo(f"{answer.id} failed: {answer.error}", err=True)
+                elif not quiet:
+                    typer.echo(f"{answer.id}: {answer.answer}")
+                rate = len(given) / (time.perf_counter() - started)
+                progress.update(bar, advance=1, rate=f"{rate:.2f}/s")
+    except TooLong as error:
+        _fail(f"{error} {len(given)} were answered before.")
+    finally:
+        if file:
+            file.close()
+    return given
+
+
+def _report(answers: Sequence[Answer], seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, value in summary(answers, seconds):
+        table.add_row(name, value)
+    Console(stderr=True).print(table)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks through vLLM's engine: continuous batching, and only a few of them in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm_glm41v_npu.offline.answers import Answer
+from vllm_glm41v_npu.offline.tasks import Task
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+logger = logging.getLogger(f"vllm.{__name__}")
+
+
+class TooLong(ValueError):
+    """A prompt has more tokens than are allowed, its pictures and videos included."""
+
+
+class Runner:
+    """Answers tasks in the order in which they are done.
+
+    Args:
+        llm: The engine; with `disable_log_stats=False`, or no times are known.
+        window: Tasks that are read and not yet answered, at most: a batch and a reserve, so that
+            the engine never waits for a file.
+        sampling: Of vLLM's SamplingParams, for tasks that do not say otherwise.
+        max_input_length: Tokens of a prompt, pictures and videos included.
+        skip_too_long: Whether a longer one is an error among answers, or ends the run.
+        chat_template: In place of the checkpoint's.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        window: int,
+        sampling: Mapping[str, Any],
+        max_input_length: int,
+        skip_too_long: bool = False,
+        chat_template: str | None = None,
+    ) -> None:
+        self.llm, self.engine = llm, llm.llm_engine
+        self.window = window
+        self.sampling = sampling
+        self.max_input_length = max_input_length
+        self.skip_too_long = skip_too_long
+        self.chat_template = chat_template
+        self._running: dict[str, Task] = {}
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Answer]:
+        """One answer for each task.
+
+        Raises:
+            TooLong: A prompt is, and `skip_too_long` is not set.
+        """
+        waiting = iter(tasks)
+        while True:
+            while len(self._running) < self.window and (task := next(waiting, None)):
+                failure = self._start(task)
+                if failure is not None:
+                    yield failure
+            if not self._running:
+                return
+            for output in self.engine.step():
+                if output.finished:
+                    yield self._answer(output)
+
+    def _start(self, task: Task) -> Answer | None:
+        """Hand a task to the engine; what is wrong with it becomes its answer."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        number = str(next(self.llm.request_counter))
+        try:
+            prompt = self._render(task)
+            final = RequestOutputKind.FINAL_ONLY
+            sampling = SamplingParams(**{**self.sampling, **task.sampling}, output_kind=final)
+            self.engine.add_request(number, prompt, sampling)
+        except TooLong as error:
+            if not self.skip_too_long:
+                raise
+            return Answer(task.id, error=str(error))
+        except (ValueError, TypeError, OSError) as error:  # a bad file, a bad setting
+            logger.debug("%s failed.", task.id, exc_info=error)
+            return Answer(task.id, error=str(error))
+        self._running[number] = task
+        return None
+
+    def _render(self, task: Task) -> Any:
+        """The prompt for the engine, its media processed."""
+        from vllm.renderers import ChatParams
+
+        kwargs = {"add_generation_prompt": True, "continue_final_message": False, "tokenize": False}
+        chat = ChatParams(chat_template=self.chat_template, chat_template_kwargs=kwargs)
+        _, (prompt,) = self.llm.renderer.render_chat([task.conversation()], chat)
+        length = len(prompt["prompt_token_ids"])
+        if length > self.max_input_length:
+            raise TooLong(
+                f"{task.id} has {length} tokens, its pictures and videos included, and "
+                f"--max-input-length is {self.max_input_length}. Raise it, give smaller files, or "
+                "leave out what is longer by --too-long skip."
+            )
+        return prompt
+
+    def _answer(self, output: RequestOutput) -> Answer:
+        task = self._running.pop(output.request_id)
+        (completion,) = output.outputs
+        times: Any = output.metrics
+        return Answer(
+            task.id,
+            answer=completion.text,
+            finish_reason=completion.finish_reason,
+            input_tokens=len(output.prompt_token_ids or ()),
+            output_tokens=len(completion.token_ids),
+            seconds=times.last_token_ts - times.queued_ts if times else 0.0,
+            first_seconds=times.first_token_ts - times.queued_ts if times else 0.0,
+        )
