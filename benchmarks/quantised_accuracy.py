@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What quantisation costs the trained tiny checkpoint: held-out accuracy, and layer errors.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.quantised_accuracy [--count 1000] [--clips 400]
+    OMP_NUM_THREADS=1 python -m benchmarks.quantised_accuracy [--count 1000] [--clips 400] \\
+        [--beside FOLDER ...]
 
 The checkpoint is quantised to each type by the defaults of `glm41v quantize`, and read by
 transformers with the published formulas in place of its quantised layers (tests/quant),
-which is what an NPU computes but for the rounding of its float16. The float checkpoint goes first.
+which is what an NPU computes but for the rounding of its float16. The float checkpoint goes first,
+and last those that other tools made of it (msModelSlim: benchmarks/msmodelslim_reference.py).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,8 @@ def share(replies: list[str], answers: list[str]) -> float:
     return sum(right) / len(right)
 
 
-def measure(count: int, clips: int) -> Iterator[Row]:
-    """The float checkpoint's row, then one for each type."""
+def measure(count: int, clips: int, beside: Sequence[Path]) -> Iterator[Row]:
+    """The float checkpoint's row, then one for each type and for each folder."""
     yield {"type": "float", **dict(accuracy(Reader(TINY), count, clips))}
     with tempfile.TemporaryDirectory() as folder:
         for kind in TYPES:
@@ -73,6 +75,8 @@ def measure(count: int, clips: int) -> Iterator[Row]:
                 "largest layer error": max(errors),
                 "seconds to quantise": seconds,
             }
+    for output in beside:
+        yield {"type": str(output), **dict(accuracy(QuantisedReader(output), count, clips))}
 
 
 def show(row: Row, columns: list[str]) -> None:
@@ -88,11 +92,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy before and after quantisation.")
     parser.add_argument("--count", type=int, default=1000, help="written numbers")
     parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="made by other tools")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows: list[Row] = []
     columns: list[str] = []
-    for row in measure(args.count, args.clips):
+    for row in measure(args.count, args.clips, args.beside):
         rows.append(row)
         if not columns:
             columns = [*row, "median layer error", "largest layer error", "seconds to quantise"]

@@ -18,9 +18,6 @@ FIRST_TOKENS = 4
 """Kept of every sample: the first tokens of a prompt have by far the largest activations (Sun et
 al., "Massive Activations in Large Language Models", 2024)."""
 
-MARGIN = 1.1
-"""Beyond the extremes of the calibration set, for tokens that it does not have."""
-
 PERCENTILE = 99.99
 SHRINK = np.linspace(1.0, 0.3, 36)
 """Parts of the whole range that the mse estimator tries."""
@@ -82,8 +79,8 @@ Estimator = Callable[[Observer, torch.dtype], tuple[Tensor, Tensor]]
 
 
 def minmax(observer: Observer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """All values of all tokens, and MARGIN."""
-    return observer.low.min() * MARGIN, observer.high.max() * MARGIN
+    """All values of all tokens."""
+    return observer.low.min(), observer.high.max()
 
 
 def percentile(observer: Observer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
