@@ -17,11 +17,8 @@ from tests.quant.compressing import DESCRIPTION, RUNNER, compress, everything, r
 from tests.quant.test_sharding import FIXTURE, WEIGHTS, shards
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.quant import compressor
-from vllm_glm41v_npu.quant.shards import (
-    RECORD,
-    ShardWriter,
-    check_shards,
-)
+from vllm_glm41v_npu.quant.record import RECORD
+from vllm_glm41v_npu.quant.shards import ShardWriter, check_shards
 from vllm_glm41v_npu.sharding.saved import TYPE_MAP
 
 QUANTISED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj")

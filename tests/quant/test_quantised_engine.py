@@ -14,13 +14,8 @@ import torch
 from vllm import LLM
 
 from tests.engines import engine, network_call
-from tests.quant.cases import DATA, OPTIONS, check_logits, generate, write_mixed
+from tests.quant.cases import DATA, OPTIONS, check_logits, generate, uncompiled, write_mixed
 from tests.quant.reference import Checkpoint, array, deq_scale, dynamic_linear, static_integers
-
-
-def uncompiled() -> Any:
-    """vLLM would compile its sampler for half a minute."""
-    return torch._dynamo.config.patch(disable=True)
 
 
 @dataclass

@@ -13,25 +13,25 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.quant.compressing import DESCRIPTION, compress, damage, edit
+from tests.quant.compressing import DESCRIPTION, compress, damage, edit, everything
 from tests.quant.test_cann import stand_in
 from tests.quant.test_sharding import FIXTURE, shards
-from vllm_glm41v_npu.quant.container import ContainerError
-from vllm_glm41v_npu.quant.shards import (
-    RECORD,
-    ShardError,
-    ShardWriter,
-    check_shards,
-    decode_shard,
-    verify_shard,
-)
+from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, CPU
+from vllm_glm41v_npu.quant.container import PARTS, Compressed, ContainerError
+from vllm_glm41v_npu.quant.portable import decode
+from vllm_glm41v_npu.quant.record import RECORD, ShardError
+from vllm_glm41v_npu.quant.shards import ShardWriter, check_shards, stored_weights, verify_shard
 
 
 def test_shards_decode_to_what_was_compressed(made: tuple[Path, int]) -> None:
     """Guards that nothing is lost, on any rank, in any tensor."""
     folder, tp_size = made
     for rank, expected in shards(FIXTURE, tp_size).items():
-        found = dict(decode_shard(folder, rank))
+        found = everything(folder, rank)
+        for layer, stored in stored_weights(folder, rank).items():
+            parts = [found.pop(f"{layer}.{part}") for part in PARTS]
+            assert stored.sizes == {p: t.shape for p, t in zip(PARTS, parts, strict=True)}
+            found[f"{layer}.weight"] = decode(layer, Compressed(*parts), stored.checksum)
         assert found.keys() == expected.keys()
         for name, tensor in found.items():
             assert tensor.dtype == expected[name].dtype
@@ -39,27 +39,29 @@ def test_shards_decode_to_what_was_compressed(made: tuple[Path, int]) -> None:
         verify_shard(folder, rank)
 
 
-def test_cann_shards_are_recorded_and_not_decoded(tmp_path: Path) -> None:
+def test_cann_shards_are_recorded_and_for_a_310p_alone(tmp_path: Path) -> None:
     """Guards against a chip's stream being taken for an open one, and the other way round."""
     out = tmp_path / "out"
     compress(FIXTURE, out, "--codec", "cann", "--cann-compressor", stand_in(tmp_path))
-    assert check_shards(out, 1).codec == "cann"
+    record = check_shards(out, 1)
+    assert record.codec == "cann"
     verify_shard(out, 0)
-    with pytest.raises(ShardError, match="compressed by CANN, for Atlas 310P alone"):
-        next(decode_shard(out, 0))
+    record.check_backend(ATLAS_310P)
+    with pytest.raises(ShardError, match="codec cann, and CPU decodes portable-1.*--codec port"):
+        record.check_backend(CPU)
     damage(out / "model-rank-0-part-0.safetensors")
     with pytest.raises(ContainerError, match="qkv_proj is damaged"):
         verify_shard(out, 0)
 
 
-def test_a_flipped_bit_is_noticed_when_loading(copied: tuple[Path, int]) -> None:
-    """Guards against a wrong weight after a bad copy of a file."""
-    folder, tp_size = copied
-    rank = tp_size - 1
-    damage(folder / f"model-rank-{rank}-part-0.safetensors")
-    check_shards(folder, tp_size)
-    with pytest.raises(ContainerError, match="layers.0.self_attn.qkv_proj is damaged"):
-        dict(decode_shard(folder, rank))
+def test_portable_shards_are_for_a_cpu_alone(made: tuple[Path, int]) -> None:
+    """Guards against a stream that the chip would take for its own."""
+    record = check_shards(*made)
+    record.check_backend(CPU)
+    with pytest.raises(ShardError, match="Atlas 310P decodes cann alone.*--codec cann"):
+        record.check_backend(ATLAS_310P)
+    with pytest.raises(ShardError, match="Atlas A2 does not. Use a float, W8A8"):
+        record.check_backend(ATLAS_A2)
 
 
 def test_a_truncated_shard_is_refused(copied: tuple[Path, int]) -> None:

@@ -102,10 +102,11 @@ def run(
 def _encoder(codec: Codec, cann_compressor: Path | None) -> tuple[str, Encode]:
     """The codec's name in the record, and what encodes one weight."""
     from vllm_glm41v_npu.quant import cann, portable
+    from vllm_glm41v_npu.quant.record import CANN, PORTABLE
 
     if codec is Codec.portable:
-        return portable.NAME, portable.encode
-    return cann.NAME, partial(cann.encode, compressor=cann.find_compressor(cann_compressor))
+        return PORTABLE, portable.encode
+    return CANN, partial(cann.encode, compressor=cann.find_compressor(cann_compressor))
 
 
 def _shard(source: Path, description: Description, tp_size: int, sink: Sink) -> bool:

@@ -34,7 +34,8 @@ from ..processing.prompt import TEXT
 from ..processing.settings import ImageSettings
 from .decoder import LanguageModel
 from .encoder_graph import EncoderGraph
-from .overflow import LARGEST_START, guard_residual
+from .norm_bias import add_norm_biases
+from .overflow import LARGEST_START, GuardAfterLoading, guard_residual
 from .vision import VisionTransformer
 from .weights import HF_TO_VLLM, WeightLoader
 
@@ -70,7 +71,8 @@ class Glm41vForConditionalGeneration(
         self.model_config = model_config
         self.multimodal_config = model_config.multimodal_config
         self.quantised = vllm_config.quant_config is not None
-        self.starts_without_weights = vllm_config.load_config.load_format in PARTIAL_FORMATS
+        load_format = vllm_config.load_config.load_format
+        self.starts_without_weights = load_format in PARTIAL_FORMATS
         self.data_parallel = self.multimodal_config.mm_encoder_tp_mode == "data"
         with self._mark_tower_model(vllm_config, {"image", "video"}):
             self.visual = VisionTransformer(
@@ -86,6 +88,10 @@ class Glm41vForConditionalGeneration(
                 prefix=maybe_prefix(prefix, "language_model"),
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        if load_format == "sharded_state":
+            add_norm_biases(self, getattr(vllm_config.quant_config, "quant_description", ()))
+        if self.starts_without_weights and model_config.dtype == torch.float16:
+            self.language_model.model.quant_method = GuardAfterLoading()
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
         """One [tokens, hidden_size] tensor per picture, then one per video, in the order given.

@@ -61,8 +61,24 @@ def take_norm_bias(model: nn.Module, name: str, bias: torch.Tensor) -> bool:
     if suffix != "bias" or not isinstance(norm, RMSNorm) or bias.shape != norm.weight.shape:
         return False
     if bias.any() or isinstance(norm, BiasedRMSNorm):
-        if type(norm) is RMSNorm:
-            norm.__class__ = BiasedRMSNorm  # in place, so that names and references stay
-        # A backend's own norm (vllm-ascend's) adds a bias that it has.
-        norm.bias = nn.Parameter(bias.to(norm.weight), requires_grad=False)
+        _set_bias(norm, bias)
     return True
+
+
+def add_norm_biases(model: nn.Module, described: Iterable[str]) -> None:
+    """Give every RMSNorm a bias of zeros, if the bias of any norm is among the tensors described.
+
+    That is vllm-ascend's rule, and so what per-rank shards hold. vLLM's `sharded_state` fills the
+    parameters that are there, and refuses a tensor that has none.
+    """
+    if any("norm.bias" in name for name in described):
+        for module in list(model.modules()):
+            if type(module) is RMSNorm:
+                _set_bias(module, torch.zeros_like(module.weight))
+
+
+def _set_bias(norm: RMSNorm, bias: torch.Tensor) -> None:
+    if type(norm) is RMSNorm:
+        norm.__class__ = BiasedRMSNorm  # in place, so that names and references stay
+    # A backend's own norm (vllm-ascend's) adds a bias that it has.
+    norm.bias = nn.Parameter(bias.to(norm.weight), requires_grad=False)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
 logger = logging.getLogger(f"vllm.{__name__}")
 
@@ -57,6 +58,17 @@ def guard_residual(layers: Iterable[nn.Module], depth: int) -> None:
         )
     for layer in layers:
         layer.saturates = saturates
+
+
+@QuantizeMethodBase.register
+class GuardAfterLoading:
+    """As `quant_method` of the decoder, guards it when vLLM has filled its parameters.
+
+    vLLM calls this of every module, whichever loader it was: `load_weights` is not always.
+    """
+
+    def process_weights_after_loading(self, decoder: nn.Module) -> None:
+        guard_residual(decoder.stage_layers, len(decoder.layers))
 
 
 def summands(

@@ -20,9 +20,6 @@ from torch.nn.functional import pad
 
 from vllm_glm41v_npu.quant.container import TILING, Compressed, check_container, make_info
 
-NAME = "cann"
-"""In the record beside the shards."""
-
 VARIABLE = "GLM41V_CANN_COMPRESSOR"
 BUILT = "pytorch/weight_compression/compress_graph/build/compress_excutor"
 """Where msModelSlim's build script puts the program, within the package."""

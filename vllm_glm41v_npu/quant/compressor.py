@@ -21,11 +21,11 @@ import torch
 from safetensors import SafetensorError
 
 from vllm_glm41v_npu.quant.container import Checksum, Compressed
-from vllm_glm41v_npu.quant.description import COMPRESSED, DESCRIPTION, Description
+from vllm_glm41v_npu.quant.description import COMPRESSED, DESCRIPTION, SPARSE, Description
 from vllm_glm41v_npu.quant.portable import entropy_bytes
-from vllm_glm41v_npu.quant.shards import LAYOUT, RECORD, Record, ShardWriter
+from vllm_glm41v_npu.quant.record import LAYOUT, RECORD, Record
+from vllm_glm41v_npu.quant.shards import ShardWriter
 
-SPARSE = "W8A8S"
 REPORT = "compression_report.json"
 LARGE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 NOT_COPIED = ("quant_model_description", "ori_quant_model_", "parameters_type_map.json", REPORT)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +15,16 @@ from vllm.model_executor.layers.quantization.base_config import (
 )
 
 from vllm_glm41v_npu.quant.description import (
+    COMPRESSED,
     DESCRIPTION,
     FLOAT,
     METHOD,
+    RULES,
     Description,
     DescriptionError,
 )
 from vllm_glm41v_npu.quant.recognition import local_folder
+from vllm_glm41v_npu.quant.shards import Stored, stored_weights
 
 
 class AscendConfig(QuantizationConfig):
@@ -26,6 +32,7 @@ class AscendConfig(QuantizationConfig):
 
     def __init__(self) -> None:
         super().__init__()
+        self.folder: Path | None = None
         self.on_disk: Description | None = None
         self.description: Description | None = None
 
@@ -64,7 +71,8 @@ class AscendConfig(QuantizationConfig):
         Raises:
             DescriptionError: There is none, or it cannot be used.
         """
-        self.on_disk = Description.read(local_folder(model_name, ["*.json"], revision))
+        self.folder = local_folder(model_name, ["*.json"], revision)
+        self.on_disk = Description.read(self.folder)
         self.description = self.on_disk
         if self.on_disk is None:
             raise DescriptionError(
@@ -87,7 +95,7 @@ class AscendConfig(QuantizationConfig):
         """
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
-        from vllm_glm41v_npu.quant.linear import METHODS
+        from vllm_glm41v_npu.quant.linear import METHODS, CompressedLinearMethod
 
         if not isinstance(layer, LinearBase):
             return None
@@ -95,9 +103,33 @@ class AscendConfig(QuantizationConfig):
         kind = self.description.layer_type(prefix)
         if kind == FLOAT:
             return UnquantizedLinearMethod()
+        if kind == COMPRESSED:
+            return CompressedLinearMethod(self._stored(prefix))
         if kind not in METHODS:
             raise DescriptionError(
                 f"{self.description.file} gives {prefix} the type {kind!r}; the CPU computes "
                 f"{', '.join((FLOAT, *METHODS))}. Quantise again to one of them."
             )
-        return METHODS[kind](kind)
+        return METHODS[kind](kind, RULES[kind])
+
+    @property
+    def quant_description(self) -> Mapping[str, str]:
+        """Tensor to type, by the names in vLLM; called as in vllm-ascend's config."""
+        return {} if self.description is None else self.description.types
+
+    def _stored(self, prefix: str) -> Stored:
+        found = self._compressed.get(prefix)
+        if found is None:
+            raise DescriptionError(
+                f"{DESCRIPTION} gives {prefix} the type {COMPRESSED}, and no file of the shards "
+                "has it. Copy the folder again."
+            )
+        return found
+
+    @cached_property
+    def _compressed(self) -> dict[str, Stored]:
+        """This rank's weights of W8A8SC, by the layers' names."""
+        from vllm.distributed import get_tensor_model_parallel_rank
+
+        assert self.folder is not None
+        return stored_weights(self.folder, get_tensor_model_parallel_rank())

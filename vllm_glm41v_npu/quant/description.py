@@ -23,7 +23,8 @@ METHOD = "ascend"
 """What `--quantization` calls these checkpoints, here and in vllm-ascend."""
 
 FLOAT = "FLOAT"
-STATIC = ("W8A8", "W8A8S")
+SPARSE = "W8A8S"
+STATIC = ("W8A8", SPARSE)
 DYNAMIC = "W8A8_DYNAMIC"
 COMPRESSED = "W8A8SC"
 """Of shards for each tensor-parallel rank, whose weights are compressed and named as in vLLM."""

@@ -10,13 +10,15 @@ A dynamic layer (W8A8_DYNAMIC) quantises each token by its largest value, symmet
 
     y = (x_q . weight^T) * weight_scale * token_scale + bias
 
+W8A8SC is W8A8S whose weight is compressed on disk, and decoded when it is loaded.
+
 Source: msmodelslim/pytorch/llm_ptq/llm_ptq_tools/save/complex_quantifier.py; rounding as in
 vllm-ascend's quantization/methods/w8a8_static.py and w8a8_dynamic.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -24,9 +26,12 @@ from torch import nn
 from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinear
 from vllm.model_executor.utils import set_weight_attrs
 
-from vllm_glm41v_npu.quant import kernels
-from vllm_glm41v_npu.quant.description import DYNAMIC, RULES, STATIC
+from vllm_glm41v_npu.quant import kernels, portable
+from vllm_glm41v_npu.quant.container import PARTS, Compressed
+from vllm_glm41v_npu.quant.description import COMPRESSED, DYNAMIC, RULES, SPARSE, STATIC, Rule
+from vllm_glm41v_npu.quant.record import ShardError
 from vllm_glm41v_npu.quant.scales import float_scale
+from vllm_glm41v_npu.quant.shards import Stored
 
 DTYPES = {
     "weight": torch.int8,
@@ -38,10 +43,17 @@ DTYPES = {
 
 
 class Int8LinearMethod(LinearMethodBase):
-    """What all types share: the parameters are those that a layer of this type has on disk."""
+    """What all types share: the parameters are those that a layer of this type has on disk.
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    Args:
+        kind: The type.
+        rules: What those tensors have to be, by their names.
+    """
+
+    dtypes: Mapping[str, torch.dtype] = DTYPES
+
+    def __init__(self, kind: str, rules: Mapping[str, Rule]) -> None:
+        self.kind, self.rules = kind, rules
 
     def create_weights(
         self,
@@ -54,10 +66,10 @@ class Int8LinearMethod(LinearMethodBase):
         **attributes: Any,
     ) -> None:
         sizes = sum(output_partition_sizes), input_size_per_partition
-        for name, rule in RULES[self.kind].items():
+        for name, rule in self.rules.items():
             if name == "bias":
                 continue  # the layer makes its own
-            data = torch.empty(rule.sizes(*sizes), dtype=DTYPES.get(name, params_dtype))
+            data = torch.empty(rule.sizes(*sizes), dtype=self.dtypes.get(name, params_dtype))
             param = nn.Parameter(data, requires_grad=False)
             per_channel = "N" in rule.shape
             placed: dict[str, int] = {"output_dim": 0} if per_channel else {"ignore_warning": True}
@@ -74,7 +86,7 @@ class Int8LinearMethod(LinearMethodBase):
         # vLLM's LoRA layers ask for the device of `weight`.
         layer.weight = nn.Parameter(packed.values, requires_grad=False)
         taken = {}
-        for name in RULES[self.kind].keys() - {"weight", "bias"}:
+        for name in self.rules.keys() - {"weight", "bias"}:
             taken[name] = getattr(layer, name).data
             delattr(layer, name)
         return taken
@@ -87,7 +99,7 @@ class StaticLinearMethod(Int8LinearMethod):
         loaded = self._pack(layer)
         layer.input_scale = loaded["input_scale"].item()
         layer.input_offset = int(loaded["input_offset"])
-        layer.deq_scale = loaded["deq_scale"]
+        layer.deq_scale = float_scale(loaded["deq_scale"])
         # The ranks of a row-parallel layer add up; one of them adds the bias.
         adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
         layer.quant_bias = loaded["quant_bias"] if adds_bias else None
@@ -106,6 +118,35 @@ class StaticLinearMethod(Int8LinearMethod):
             x_q, layer.packed_weight, layer.deq_scale, layer.quant_bias, None, x.dtype
         )
         return y.view(*x.shape[:-1], y.shape[-1])  # [..., N]
+
+
+class CompressedLinearMethod(StaticLinearMethod):
+    """W8A8SC in the open codec: W8A8S, once its weight is decoded.
+
+    vLLM's sharded_state copies tensors as they are in the file, so that parameters have their
+    shapes and dtypes.
+    """
+
+    dtypes = DTYPES | {"index": torch.int8, "info": torch.int64, "deq_scale": torch.int64}
+
+    def __init__(self, stored: Stored) -> None:
+        static = {name: rule for name, rule in RULES[SPARSE].items() if rule.required}
+        parts = {part: Rule((), size) for part, size in stored.sizes.items()}
+        super().__init__(COMPRESSED, static | parts)
+        self.stored = stored
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        """Raises ContainerError or ShardError where the weight is damaged, or of another shape."""
+        parts = Compressed(*(getattr(layer, part).data for part in PARTS))
+        weight = portable.decode(self.stored.name, parts, self.stored.checksum)
+        expected = layer.output_size_per_partition, layer.input_size_per_partition
+        if weight.shape != expected:
+            raise ShardError(
+                f"{self.stored.name} has shape {list(weight.shape)} in the shards, and "
+                f"{list(expected)} by config.json. Copy both from the same folder again."
+            )
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        super().process_weights_after_loading(layer)
 
 
 class DynamicLinearMethod(Int8LinearMethod):
@@ -134,6 +175,7 @@ METHODS: dict[str, type[Int8LinearMethod]] = {
     **dict.fromkeys(STATIC, StaticLinearMethod),
     DYNAMIC: DynamicLinearMethod,
 }
+"""Of the types whose tensors are the same in every checkpoint; W8A8SC's have sizes of their own."""
 
 
 def _from_bits(loader: Callable[..., None]) -> Callable[..., None]:

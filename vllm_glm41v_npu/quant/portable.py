@@ -33,9 +33,6 @@ from vllm_glm41v_npu.quant.container import (
     make_info,
 )
 
-NAME = "portable-1"
-"""In the record beside the shards; another number where the format changes."""
-
 OFFSET_BITS = 40
 INDEX_DTYPE = np.dtype("<u8")
 RAW_DEFLATE = -15

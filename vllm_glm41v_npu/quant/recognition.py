@@ -31,6 +31,12 @@ what gives that name for one on disk."""
 WHOLE_FORMATS = ("auto", "hf", "safetensors")
 """Values of --load-format that read the checkpoint's own safetensors files."""
 
+SHARDED_FORMAT = "sharded_state"
+"""Its value that reads shards for each tensor-parallel rank."""
+
+SHARD_DTYPES = ("float16", "float32")
+"""What runs shards of W8A8SC, which is made for float16; float32 takes any scales."""
+
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
@@ -78,19 +84,25 @@ def check(vllm_config: Any, backend: Backend, expects: Expects) -> None:
     """Validate the checkpoint, if it is in this format and about to be loaded from its own files.
 
     Raises:
-        DescriptionError, CheckpointError: It cannot be loaded.
+        DescriptionError, CheckpointError, ShardError, ContainerError: It cannot be loaded.
     """
-    model, load = vllm_config.model_config, vllm_config.load_config
+    model, load_format = vllm_config.model_config, vllm_config.load_config.load_format
     # On Ascend, a method that was left out is still to be recognised.
-    if model.quantization not in (None, METHOD) or load.load_format not in WHOLE_FORMATS:
+    if model.quantization not in (None, METHOD):
         return
-    if not _described(model):
-        return
+    if load_format in WHOLE_FORMATS and _described(model):
+        _check_whole(vllm_config, backend, expects)
+    elif load_format == SHARDED_FORMAT and _described(model):
+        _check_shards(vllm_config, backend)
 
+
+def _check_whole(vllm_config: Any, backend: Backend, expects: Expects) -> None:
     from vllm_glm41v_npu.quant.validation import validate
 
+    model = vllm_config.model_config
     patterns = ["*.json", "*.safetensors"]
-    folder = local_folder(model.model, patterns, model.revision, load.download_dir)
+    download_dir = vllm_config.load_config.download_dir
+    folder = local_folder(model.model, patterns, model.revision, download_dir)
     description = Description.read(folder)
     assert description is not None
     if backend.is_ascend and description.file != DESCRIPTION:
@@ -99,8 +111,39 @@ def check(vllm_config: Any, backend: Backend, expects: Expects) -> None:
             f"{DESCRIPTION}. Quantise again without --mindie_format."
         )
     shapes, rename = expects(model.hf_config)
-    dtype = str(model.dtype).removeprefix("torch.")
-    validate(Checkpoint(folder), description, shapes, rename, dtype)
+    validate(Checkpoint(folder), description, shapes, rename, _dtype(model))
+
+
+def _check_shards(vllm_config: Any, backend: Backend) -> None:
+    from vllm_glm41v_npu.quant.shards import ShardError, check_shards, verify_shard
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    folder = Path(model.model)
+    if not folder.is_dir():
+        raise ShardError(
+            f"{folder} is no folder, and vLLM reads {SHARDED_FORMAT} from a folder alone. "
+            "Download it, and give the folder."
+        )
+    if parallel.pipeline_parallel_size > 1:
+        raise ShardError(
+            f"Shards are for tensor-parallel ranks, and {parallel.pipeline_parallel_size} "
+            "pipeline stages were asked for. Start without --pipeline-parallel-size."
+        )
+    mode = model.multimodal_config.mm_encoder_tp_mode
+    record = check_shards(folder, parallel.tensor_parallel_size, mode)
+    record.check_backend(backend)
+    if _dtype(model) not in SHARD_DTYPES:
+        raise ShardError(
+            f"The scales in {folder} were made for float16, and the network is to run in "
+            f"{_dtype(model)}. Start with --dtype float16, or on a CPU with --dtype float32."
+        )
+    if backend.is_ascend:  # the CPU looks at the checksums when it decodes
+        for rank in range(record.tp_size):
+            verify_shard(folder, rank)
+
+
+def _dtype(model_config: Any) -> str:
+    return str(model_config.dtype).removeprefix("torch.")
 
 
 def _described(model_config: Any) -> bool:

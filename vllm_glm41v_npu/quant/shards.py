@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shards of W8A8SC: one set of files for each tensor-parallel rank, as vLLM's sharded_state has it.
 
-vLLM's loader copies whatever fits into a parameter, so shards made for another split, or for
-another layout of the network, would be served wrong in silence. So the description beside the
-shards has a record of how they were made, and each file knows its rank and the checksums of its
-weights: they belong to those very bytes, and are copied and replaced with them.
+Beside the record in the description, each file knows its rank and the checksums of its weights:
+they belong to those very bytes, and are copied and replaced with them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,68 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vllm_glm41v_npu.quant import cann, portable
+from vllm_glm41v_npu.checkpoint import read_header
 from vllm_glm41v_npu.quant.container import PARTS, Checksum, Compressed, check_stored
-from vllm_glm41v_npu.quant.description import COMPRESSED, DESCRIPTION, Description
+from vllm_glm41v_npu.quant.record import MAKE, RECORD, Record, ShardError
 
 PATTERN = "model-rank-{rank}-part-{part}.safetensors"
 """vLLM's ShardedStateLoader.DEFAULT_PATTERN."""
 
-RECORD = "glm41v"
-"""The record's key in the description, and that of a file's own in its metadata."""
-
-LAYOUT = {"rope_rows": "half", "patch_embed": "proj and motion"}
-"""How these shards differ from the checkpoint's tensors, beside being fused and split: the order of
-the q and k rows, and what `models.weights.fold_patch_embed` does. Shards with another entry are
-refused; a change of a layout needs a new word."""
-
-CODECS = (portable.NAME, cann.NAME)
-
 PART_BYTES = 512 << 20
 """At which a file is full; what writing holds in memory."""
-
-MAKE = "Make them with `glm41v compress` from the W8A8S checkpoint."
-
-
-class ShardError(ValueError):
-    """Shards cannot be loaded; the message says why, and what to do."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """How a folder of shards was made.
-
-    codec: one of CODECS.
-    tp_size: ranks that the weights are split over.
-    encoder_tp_mode: "weights" where the vision tower is split too; vLLM's mm_encoder_tp_mode.
-    files: names of each rank's files.
-    layout: as LAYOUT.
-    """
-
-    codec: str
-    tp_size: int
-    encoder_tp_mode: str
-    files: tuple[tuple[str, ...], ...]
-    layout: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "w8a8sc_codec": self.codec,
-            "tensor_parallel_size": self.tp_size,
-            "mm_encoder_tp_mode": self.encoder_tp_mode,
-            "files": [list(names) for names in self.files],
-            "layout": dict(self.layout),
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> Record:
-        return cls(
-            value["w8a8sc_codec"],
-            value["tensor_parallel_size"],
-            value["mm_encoder_tp_mode"],
-            tuple(tuple(names) for names in value["files"]),
-            value["layout"],
-        )
 
 
 def check_shards(folder: Path, tp_size: int, encoder_tp_mode: str = "weights") -> Record:
@@ -96,7 +41,7 @@ def check_shards(folder: Path, tp_size: int, encoder_tp_mode: str = "weights") -
     Raises:
         ShardError: They do not fit, or were not written by this package.
     """
-    record = _record(folder)
+    record = Record.read(folder)
     if record.tp_size != tp_size:
         raise ShardError(
             f"The shards in {folder} are for {record.tp_size} tensor-parallel ranks, and "
@@ -121,34 +66,30 @@ def check_shards(folder: Path, tp_size: int, encoder_tp_mode: str = "weights") -
     return record
 
 
-def decode_shard(folder: Path, rank: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """One rank's tensors as those of W8A8S, with vLLM's names; one in memory at a time.
+@dataclass(frozen=True)
+class Stored:
+    """One compressed weight of a rank, which is still in its file.
 
-    `check_shards` comes first. Compressed weights are int8 [N, K] here, without index and info.
-
-    Raises:
-        ShardError: CANN compressed them, and nothing but an Atlas 310P decodes that.
-        ContainerError: A weight is damaged.
+    name: the layer's.
+    sizes: the shape of each of PARTS.
+    checksum: what they have to come to.
     """
-    record = _record(folder)
-    if record.codec != portable.NAME:
-        raise ShardError(
-            f"The weights in {folder} are compressed by CANN, for Atlas 310P alone. Here, use the "
-            "W8A8S checkpoint that they come from, or compress it again with --codec portable."
-        )
-    for name in record.files[rank]:
-        checksums = _metadata(folder / name)["checksums"]
-        with _open(folder / name) as file:
-            for key in file.keys():  # noqa: SIM118
-                layer, _, suffix = key.rpartition(".")
-                if f"{layer}.weight" not in checksums:
-                    yield key, file.get_tensor(key)
-                elif suffix == "weight":
-                    parts = [file.get_tensor(f"{layer}.{part}") for part in PARTS]
-                    checksum = Checksum.from_json(checksums[key])
-                    yield key, portable.decode(layer, Compressed(*parts), checksum)
-                elif suffix not in PARTS:
-                    yield key, file.get_tensor(key)
+
+    name: str
+    sizes: Mapping[str, tuple[int, ...]]
+    checksum: Checksum
+
+
+def stored_weights(folder: Path, rank: int) -> dict[str, Stored]:
+    """The compressed weights of one rank by their layers' names in vLLM; no weight is read."""
+    found = {}
+    for file in Record.read(folder).files[rank]:
+        tensors = read_header(folder / file)
+        for key, value in _metadata(folder / file)["checksums"].items():
+            layer = key.removesuffix(".weight")
+            sizes = {part: tensors[f"{layer}.{part}"].shape for part in PARTS}
+            found[layer] = Stored(layer, sizes, Checksum.from_json(value))
+    return found
 
 
 def verify_shard(folder: Path, rank: int) -> None:
@@ -157,40 +98,13 @@ def verify_shard(folder: Path, rank: int) -> None:
     Raises:
         ContainerError: A weight is damaged.
     """
-    for name in _record(folder).files[rank]:
+    for name in Record.read(folder).files[rank]:
         checksums = _metadata(folder / name)["checksums"]
         with _open(folder / name) as file:
             for key, value in checksums.items():
                 layer = key.removesuffix(".weight")
                 parts = [file.get_tensor(f"{layer}.{part}") for part in PARTS]
                 check_stored(layer, Compressed(*parts), Checksum.from_json(value))
-
-
-def _record(folder: Path) -> Record:
-    """The record in the description; raises ShardError where it is missing or unknown."""
-    description = Description.read(folder)
-    if description is None or description.kind != COMPRESSED:
-        kind = "is missing" if description is None else f"says {description.kind}"
-        raise ShardError(f"{folder / DESCRIPTION} {kind}; {COMPRESSED} was expected. {MAKE}")
-    value = description.extras.get(RECORD)
-    if value is None:
-        raise ShardError(
-            f"The shards in {folder} have no record of how they were made ({RECORD!r} in "
-            f"{DESCRIPTION}). Whether their rotary rows and patch embedding are this network's "
-            f"cannot be told, and if not, every answer would be wrong. {MAKE}"
-        )
-    try:
-        record = Record.from_json(value)
-    except (KeyError, TypeError) as error:
-        raise ShardError(
-            f"The record {RECORD!r} in {folder / DESCRIPTION} is incomplete ({error}). {MAKE}"
-        ) from error
-    if record.codec not in CODECS or record.layout != LAYOUT:
-        raise ShardError(
-            f"The shards in {folder} have the codec {record.codec!r} and the layout "
-            f"{dict(record.layout)}; this version reads {' or '.join(CODECS)} and {LAYOUT}. {MAKE}"
-        )
-    return record
 
 
 def _check_no_others(folder: Path, rank: int, names: tuple[str, ...]) -> None:
