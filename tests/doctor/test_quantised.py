@@ -13,6 +13,7 @@ from tests.doctor.machines import (
     write_weights,
 )
 from vllm_glm41v_npu import doctor
+from vllm_glm41v_npu.quant.record import LAYOUT, RECORD, Record
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj."
 
@@ -96,10 +97,28 @@ def test_mindie_form(ascend, machine, copy):
     assert "--mindie_format" in on_a2.advice
 
 
-def test_shards_on_a_cpu(machine, copy):
-    """Guards against weights that only a 310P decompresses."""
+@pytest.mark.parametrize(
+    ("codec", "device", "says"),
+    [
+        ("portable-1", "cpu", "on CPU with --load-format sharded_state --tensor-parallel-size 2"),
+        ("portable-1", "310P", "--codec cann"),
+        ("cann", "310P", "on Atlas 310P with --load-format sharded_state --tensor-parallel-size 2"),
+        ("cann", "cpu", "--codec portable"),
+        ("cann", "A2", "Atlas A2 does not"),
+        (None, "cpu", "no record of how they were made"),
+    ],
+)
+def test_shards(ascend, machine, copy, codec, device, says):
+    """Guards against a stream that another decoder wrote, and tells the ranks that were split."""
     quantise(copy, "W8A8SC", "I64")
-    assert "which only Atlas 310P reads" in say(machine(copy), "checkpoint type").found
+    if codec is not None:
+        path = copy / "quant_model_description.json"
+        record = Record(codec, 2, "weights", (), LAYOUT).to_json()
+        path.write_text(json.dumps(json.loads(path.read_text()) | {RECORD: record}))
+    chip = {"cpu": {}, "A2": {"device": "npu"}, "310P": {"device": "npu", "chip": "_310P"}}
+    finding = say(machine(copy, **chip[device]), "checkpoint type")
+    assert says in (finding.advice or finding.found)
+    assert finding.status == ("ok" if "tensor-parallel-size" in says else "fail")
 
 
 @pytest.mark.parametrize(

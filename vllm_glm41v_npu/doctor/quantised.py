@@ -6,24 +6,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from vllm_glm41v_npu.checkpoint import FLOATS, Checkpoint, Json
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, shortened, warn
-from vllm_glm41v_npu.platform import ATLAS_310P
+from vllm_glm41v_npu.platform import ATLAS_310P, Backend
 from vllm_glm41v_npu.quant.description import (
     COMPRESSED,
     DEQ_SCALE_DTYPES,
     DESCRIPTION,
     KNOWN_TYPES,
+    SPARSE,
     Description,
     DescriptionError,
 )
+from vllm_glm41v_npu.quant.record import Record, ShardError
 
 NAME = "checkpoint type"
-
-ONLY_310P = ("W8A8S", COMPRESSED)
-"""Of the NPUs; the CPU runs W8A8S too."""
 
 LOADED = ("compressed-tensors",)
 PACKED = ("awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round")
@@ -71,17 +71,20 @@ def _msmodelslim(
         advice = f"This package knows {', '.join(KNOWN_TYPES)}; quantise to one of them."
         yield fail(NAME, f"{found}, with the unknown {shortened(unknown)}", advice)
     else:
-        yield _whether_it_loads(description, found, context)
+        yield _whether_it_loads(checkpoint.folder, description, found, context)
     yield from _missing_tensors(checkpoint, description)
     yield from _deq_scales(checkpoint)
 
 
-def _whether_it_loads(description: Description, found: str, context: Context) -> Finding:
+def _whether_it_loads(
+    folder: Path, description: Description, found: str, context: Context
+) -> Finding:
     backend = context.backend
     if backend is None:
         return ok(NAME, found)
-    only_310p = ONLY_310P if backend.is_ascend else (COMPRESSED,)
-    if description.kind in only_310p and backend.name != ATLAS_310P.name:
+    if description.kind == COMPRESSED:
+        return _whether_shards_load(folder, found, backend)
+    if description.kind == SPARSE and backend.is_ascend and backend.name != ATLAS_310P.name:
         advice = "Use a float, W8A8 or W8A8_DYNAMIC checkpoint there."
         return fail(
             NAME, f"{found}, which only {ATLAS_310P.name} reads, not {backend.name}", advice
@@ -91,6 +94,17 @@ def _whether_it_loads(description: Description, found: str, context: Context) ->
         reads = f"in its form for MindIE ({description.file}); vllm-ascend reads {DESCRIPTION}"
         return fail(NAME, f"{found}, {reads}", advice)
     return ok(NAME, f"{found}, which loads on {backend.name} without --quantization")
+
+
+def _whether_shards_load(folder: Path, found: str, backend: Backend) -> Finding:
+    """By their record; the numbers in them are looked at when they are loaded."""
+    try:
+        record = Record.read(folder)
+        record.check_backend(backend)
+    except ShardError as error:
+        return fail(NAME, f"{found}, which does not load on {backend.name}", str(error))
+    options = f"--load-format sharded_state --tensor-parallel-size {record.tp_size}"
+    return ok(NAME, f"{found}, which loads on {backend.name} with {options}")
 
 
 def _missing_tensors(checkpoint: Checkpoint, description: Description) -> Iterator[Finding]:
