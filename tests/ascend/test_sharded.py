@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from npu_emulator.settings import CHIPS, current_chip
 from tests.ascend.sharded import save
+from tests.quant.test_cann import stand_in
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.config import register_config
 from vllm_glm41v_npu.sharding.checkpoint import shard_checkpoint
@@ -54,7 +55,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def compress(source: Path, out: Path) -> None:
-    arguments = ["compress", str(source), str(out), "--tp", str(TP_SIZE)]
+    """With CANN's codec, as no other loads there, and a program in the place of its own."""
+    codec = ["--codec", "cann", "--cann-compressor", str(stand_in(out.parent))]
+    arguments = ["compress", str(source), str(out), "--tp", str(TP_SIZE), *codec]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
 
