@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A quantised checkpoint of the true shape of GLM-4.1V-9B, with random weights.
+
+It is in msModelSlim's format, and all linear layers of the decoder are in int8: down_proj too, so
+that the network fits a machine of 24 GiB in float32. Weights are as large as their number of inputs
+keeps the activations, so that they stay finite; nothing it says makes sense.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+from vllm.model_executor.models.utils import WeightsMapper
+
+from benchmarks.in_tree import write_layers
+from vllm_glm41v_npu.config import register_config
+from vllm_glm41v_npu.models.weights import VLLM_TO_HF, checkpoint_shapes
+from vllm_glm41v_npu.quant.quantiser.arithmetic import input_scale
+from vllm_glm41v_npu.quant.quantiser.plan import W8A8S, make_plan
+from vllm_glm41v_npu.quant.quantiser.scheme import Layer, Settings
+from vllm_glm41v_npu.quant.quantiser.writer import Writer, new_folder, write_config
+
+LAYERS, VISION_LAYERS = 40, 24
+VOCABULARY = 151552
+INPUTS = 6.0
+"""What the input of a layer, which is normed, is quantised up to."""
+
+ALSO_QUANTISED = ("*.layers.*.mlp.down_proj",)
+POOL, PIECE = 1 << 25, 1 << 22
+
+
+class Noise:
+    """Tensors cut from one pool of random numbers: new ones for 9B would take minutes.
+
+    Args:
+        pool: [POOL].
+    """
+
+    def __init__(self, pool: Tensor) -> None:
+        self.pool = pool
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        """A tensor of this shape, and of the pool's dtype."""
+        out = torch.empty(math.prod(shape), dtype=self.pool.dtype)
+        for piece in out.split(PIECE):
+            start = int(torch.randint(POOL - len(piece), (), generator=self.generator))
+            piece.copy_(self.pool[start : start + len(piece)])
+        return out.view(*shape)
+
+
+def integers(kind: str) -> tuple[Tensor, float]:
+    """int8 [POOL], and their standard deviation; for W8A8S, 1 in 100 does not fit 4 bits."""
+    normal = torch.randn(POOL)
+    if kind == W8A8S:
+        wide = torch.rand(POOL) < 0.01
+        values = torch.where(wide, 30 * normal, (2.5 * normal).clamp(-8, 7))
+    else:
+        values = 32 * normal
+    values = values.round().clamp(-127, 127)
+    return values.to(torch.int8), values.std().item()
+
+
+def write_checkpoint(folder: Path, kind: str, layers: int = LAYERS) -> None:
+    """Write it to `folder`, which must not exist.
+
+    Args:
+        folder: Where to.
+        kind: W8A8 or W8A8S.
+        layers: Of the decoder; fewer make a shorter vision tower too.
+    """
+    with new_folder(folder) as target:
+        write_layers(target)
+        settings = json.loads((target / "config.json").read_text())
+        settings["text_config"] |= {"num_hidden_layers": layers, "vocab_size": VOCABULARY}
+        settings["vision_config"] |= {"depth": min(layers, VISION_LAYERS)}
+        write_config(target, settings, torch.float16)
+        register_config()
+        writer = Writer(target, kind)
+        for name, tensor, its_kind in tensors(AutoConfig.from_pretrained(target), kind):
+            writer.add(name, tensor, its_kind)
+        writer.finish()
+
+
+def tensors(config: Any, kind: str) -> Iterator[tuple[str, Tensor, str]]:
+    """Name on disk, value and type of everything that a checkpoint of this config holds."""
+    to_disk = WeightsMapper(orig_to_new_prefix=VLLM_TO_HF)
+    quantised = make_plan(config, ALSO_QUANTISED).modules
+    settings, noise = Settings(kind), Noise(torch.randn(POOL, dtype=torch.float16))
+    numbers, deviation = integers(kind)
+    whole, inputs = Noise(numbers), torch.tensor(INPUTS)
+    scale = input_scale(-inputs, inputs, settings.dtype)
+    for vllm_name, shape in checkpoint_shapes(config).items():
+        name = to_disk.apply_list([vllm_name])[0]
+        layer, _, suffix = name.rpartition(".")
+        size = math.prod(shape[1:]) ** -0.5  # of a weight that keeps the size of its input
+        if suffix == "weight" and layer in quantised:
+            step = torch.full((shape[0], 1), size / deviation)
+            parts = Layer(whole(shape), step, scale).tensors(layer, None, settings)
+            yield from ((f"{layer}.{part}", value, kind) for part, value in parts.items())
+        elif len(shape) == 1:
+            one = 1.0 if suffix == "weight" else 0.0  # a norm's, or a bias
+            yield name, torch.full(shape, one, dtype=settings.dtype), "FLOAT"
+        else:
+            yield name, noise(shape) * size, "FLOAT"
