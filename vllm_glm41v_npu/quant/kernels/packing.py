@@ -100,7 +100,7 @@ def pack_weight(weight: Tensor, form: Form | None = None) -> PackedWeight:
         )
     outside = (weight < _SMALLEST) | (weight > _LARGEST)
     if form is None:
-        few = outside.sum() <= _MOST_OUTLIERS * weight.numel()
+        few = int(outside.sum()) <= _MOST_OUTLIERS * weight.numel()
         form = "int4" if few and weight.shape[1] <= _MOST_PLACES else "int8"
     if form == "int8":
         return PackedWeight(weight.contiguous(), weight.shape[1])
