@@ -95,13 +95,13 @@ class Oracle:
 
     @cached_property
     def network(self) -> Any:
-        return self._load(torch.float32)
-
-    def _load(self, dtype: torch.dtype) -> Any:
-        network = Glm4vForConditionalGeneration.from_pretrained(self.path, dtype=dtype)
+        network = self._load()
         network.generation_config.eos_token_id = None  # always NEW_TOKENS tokens
         network.model.get_placeholder_mask = partial(placeholder_masks, network.config)
         return network.eval()
+
+    def _load(self) -> Any:
+        return Glm4vForConditionalGeneration.from_pretrained(self.path, dtype=torch.float32)
 
     def inputs(self, messages: list[Message]) -> dict[str, torch.Tensor]:
         parts = messages[0]["content"]

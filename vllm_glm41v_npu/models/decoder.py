@@ -170,6 +170,10 @@ class DecoderLayer(nn.Module):
         self.post_self_attn_layernorm = RMSNorm(size, eps=eps)
         self.post_attention_layernorm = RMSNorm(size, eps=eps)
         self.post_mlp_layernorm = RMSNorm(size, eps=eps)
+        # The only ones who take what these norms return, so a quantised layer may have it in int8.
+        # In tuples, so that the norms are no modules of theirs.
+        self.self_attn.qkv_proj.input_norms = (self.input_layernorm,)
+        self.mlp.gate_up_proj.input_norms = (self.post_attention_layernorm,)
         self.saturates = False  # in float16, where it has to; see overflow.py
 
     def forward(

@@ -80,5 +80,6 @@ def add_norm_biases(model: nn.Module, described: Iterable[str]) -> None:
 def _set_bias(norm: RMSNorm, bias: torch.Tensor) -> None:
     if type(norm) is RMSNorm:
         norm.__class__ = BiasedRMSNorm  # in place, so that names and references stay
-    # A backend's own norm (vllm-ascend's) adds a bias that it has.
+    # A backend's own norm (vllm-ascend's) adds a bias that it has, and that it knows is loaded.
     norm.bias = nn.Parameter(bias.to(norm.weight), requires_grad=False)
+    norm.bias_loaded = True

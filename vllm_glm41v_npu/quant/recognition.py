@@ -52,9 +52,11 @@ def register_quantisation(backend: Backend, architecture: str, expects: Expects)
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-    from vllm_glm41v_npu.quant.config import AscendConfig
+    if backend.is_ascend:
+        import vllm_glm41v_npu.quant.ascend.config  # noqa: F401  registers itself
+    else:
+        from vllm_glm41v_npu.quant.config import AscendConfig
 
-    if not backend.is_ascend:
         register_quantization_config(METHOD)(AscendConfig)
     before = MODELS_CONFIG_MAP.get(architecture) or VerifyAndUpdateConfig
 
