@@ -10,6 +10,7 @@ from .collectives import collective_rows
 from .conditions import Arguments, absent, dtype_of, same_dtype, same_shape, shape_of
 from .quantized import (
     A2_COMBINATIONS,
+    add_norm_dynamic_quant_row,
     add_norm_quant_row,
     dynamic_quant_row,
     quant_matmul_row,
@@ -46,6 +47,7 @@ def norm_rows() -> dict[str, Operator]:
         "npu::npu_add_rms_norm_quant": add_norm_quant_row(
             (("float16", "float32", "int32"), ("bfloat16", "bfloat16", "bfloat16"))
         ),
+        "npu::npu_add_rms_norm_dynamic_quant": add_norm_dynamic_quant_row(HALVES),
     }
 
 

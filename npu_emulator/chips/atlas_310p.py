@@ -24,6 +24,7 @@ from .conditions import (
     shape_of,
 )
 from .quantized import (
+    ADD_NORM_DYNAMIC_QUANT,
     INT8_COMBINATIONS,
     add_norm_quant_row,
     dynamic_quant_row,
@@ -196,6 +197,7 @@ def absent_rows() -> dict[str, Operator]:
         DOCS + "torch_npu-npu_interleave_rope.md": ["npu::npu_interleave_rope"],
         DOCS + "torch_npu-npu_top_k_top_p.md": ["npu::npu_top_k_top_p"],
         DOCS + "torch_npu-npu_prefetch.md": ["npu::npu_prefetch"],
+        ADD_NORM_DYNAMIC_QUANT: ["npu::npu_add_rms_norm_dynamic_quant"],
     }
     rows: dict[str, Operator] = {}
     for document, names in documents.items():

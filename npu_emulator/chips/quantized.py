@@ -7,6 +7,9 @@ from .conditions import Arguments, dtype_of, same_dtype, same_shape, scalar_type
 from .rules import Operator, Rule, Tensor, Value
 
 DOCS = "op-plugin 26.0.0: docs/zh/custom_APIs/torch_npu/"
+ADD_NORM_DYNAMIC_QUANT = (
+    "op-plugin 26.1.0: docs/zh/custom_APIs/torch_npu/torch_npu-npu_add_rms_norm_dynamic_quant.md"
+)
 MOST_COLUMNS = 65535
 
 Combination = tuple[tuple[str, ...], tuple[str | None, ...], bool | None, str]
@@ -160,4 +163,16 @@ def add_norm_quant_row(combinations: tuple[tuple[str, str, str], ...], fewest: i
                 lambda a: shape_of(a, "x1")[-1] >= fewest,
             ),
         ),
+    )
+
+
+def add_norm_dynamic_quant_row(floats: tuple[str, ...]) -> Operator:
+    """npu_add_rms_norm_dynamic_quant."""
+    values = Tensor(floats, ranks=(2, 8))
+    vector = Tensor(floats, ranks=(1, 1))
+    vectors = ("gamma", "beta", "smooth_scale1", "smooth_scale2")
+    return Operator(
+        ADD_NORM_DYNAMIC_QUANT,
+        {"x1": values, "x2": values, **dict.fromkeys(vectors, vector)},
+        (same_dtype("x1", "x2", *vectors), same_shape("x1", "x2")),
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_emulator.kernels.quantisation import dtype_of, round_to
+from npu_emulator.kernels.quantisation import dtype_of, dynamic_quant, round_to
 from npu_emulator.kernels.registry import kernel
 
 
@@ -103,6 +103,41 @@ def add_rms_norm_quant(
     y1 = quantise(scales1, zero_points1)
     y2 = torch.zeros_like(y1) if scales2 is None else quantise(scales2, zero_points2)
     return y1, y2, x
+
+
+@kernel("npu::npu_add_rms_norm_dynamic_quant")
+def add_rms_norm_dynamic_quant(
+    x1: Tensor,
+    x2: Tensor,
+    gamma: Tensor,
+    *,
+    smooth_scale1: Tensor | None = None,
+    smooth_scale2: Tensor | None = None,
+    beta: Tensor | None = None,
+    epsilon: float = 1e-6,
+    output_mask: list[bool] | None = None,
+    y_dtype: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x = x1 + x2, y = x / rms(x) * gamma + beta, yi = y * smoothi quantised for each token.
+
+    Returns (y1, y2, x, scale1, scale2). What output_mask leaves out, or without it the second of
+    one smooth_scale, has no meaning: a y is then empty or zero, a scale zero, as Meta has them.
+    op-plugin 26.1.0: docs/zh/custom_APIs/torch_npu/torch_npu-npu_add_rms_norm_dynamic_quant.md
+    """
+    total, x = _add(x1, x2)
+    y, _ = _normalise(total, gamma, epsilon)
+    if beta is not None:
+        y += beta.float()
+    wanted = output_mask or [True, smooth_scale2 is not None]
+
+    def quantise(index: int, smooth: Tensor | None) -> tuple[Tensor, Tensor]:
+        if wanted[index]:
+            return dynamic_quant(y, smooth_scales=smooth, dst_type=y_dtype)
+        nothing = y.new_zeros(0 if output_mask else y.shape, dtype=torch.int8)
+        return nothing, y.new_zeros(y.shape[:-1])
+
+    (y1, scale1), (y2, scale2) = quantise(0, smooth_scale1), quantise(1, smooth_scale2)
+    return y1, y2, x, scale1, scale2
 
 
 @kernel("npu::npu_swiglu")

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import torch
 from torch import Tensor
 
+from npu_emulator.compressed_weights import decode
 from npu_emulator.kernels.registry import kernel
 
 # The numbers by which operators name a dtype (c10::ScalarType). The quantised types are returned
@@ -177,12 +176,14 @@ def matmul_compress_dequant(
     *,
     offsetW: Tensor | None = None,
     offsetX: int | None = None,
-) -> NoReturn:
-    """(x1 @ decompress(x2, compress_index) + bias) * scale, of which the middle is not published.
+) -> Tensor:
+    """(x1 @ decompress(x2, compress_index) + bias) * scale in float16.
 
-    op-plugin 26.0.0: test/test_custom_ops/test_npu_matmul_compress_dequant.py
+    The compressed stream is that of npu_emulator/compressed_weights.py, as the chip's is not
+    published.
+    hicann/ops-nn 9.1.0: matmul/matmul_v2_compress_dequant/docs/aclnnMatmulCompressDequant.md
     """
-    raise NotImplementedError(
-        "npu_matmul_compress_dequant cannot be computed here: the format of its compressed "
-        "weights is not published."
-    )
+    stream, index = x2.numpy(), compress_index.numpy()
+    weight = torch.from_numpy(decode(stream, index, bias.shape[-1], x1.shape[-1]))  # (n, k)
+    total = x1.double() @ weight.double().t() + bias  # (m, n)
+    return (total * float_scale(scale)).half()

@@ -10,6 +10,7 @@ from torch import Tensor
 from npu_emulator.kernels.norm import (
     add_rms_norm,
     add_rms_norm_bias,
+    add_rms_norm_dynamic_quant,
     add_rms_norm_quant,
     rms_norm,
     swiglu,
@@ -115,6 +116,26 @@ def test_add_rms_norm_quant_without_zero_points_and_beta() -> None:
     y1, _, _ = add_rms_norm_quant(x, torch.zeros_like(x), gamma, scales, None)
     exact = formula(x, gamma, 1e-6)[0] / 0.1
     assert float((y1.double() - exact).abs().max()) < 0.501
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mask", [[True, False], [True, True], None])
+def test_add_rms_norm_dynamic_quant(dtype: torch.dtype, mask: list[bool] | None) -> None:
+    x1, x2, gamma, beta = (random(8, 96, dtype=dtype, seed=seed) for seed in range(4))
+    gamma, beta = gamma[0], beta[0]
+    y1, y2, x, scale1, scale2 = add_rms_norm_dynamic_quant(
+        x1, x2, gamma, beta=beta, epsilon=1e-5, output_mask=mask
+    )
+    total, rounded = summed(x1, x2)
+    y = formula(total, gamma, 1e-5)[0] + beta.double()
+    assert torch.equal(x, rounded)
+    both = mask == [True, True]
+    for result, scale in [(y1, scale1), (y2, scale2)][: 1 + both]:
+        torch.testing.assert_close(scale.double(), y.abs().amax(-1) / 127, rtol=1e-5, atol=0)
+        difference = (result.double() - y / scale.double()[:, None]).abs()
+        assert float(difference.max()) < 0.501
+    assert y2.numel() == (0 if mask == [True, False] else y1.numel())
+    assert scale2.any() == both
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,7 +12,6 @@ from torch import Tensor
 from npu_emulator.kernels.quantisation import (
     dtype_of,
     dynamic_quant,
-    matmul_compress_dequant,
     quant_matmul,
     quantize,
 )
@@ -219,6 +218,3 @@ def test_what_is_not_computed_says_so() -> None:
     x = torch.ones(2, 2, dtype=torch.int32)
     with pytest.raises(NotImplementedError, match="int8"):
         quant_matmul(x, x, torch.ones(2))
-    byte = x.to(torch.int8)
-    with pytest.raises(NotImplementedError, match="not published"):
-        matmul_compress_dequant(byte, byte[0], byte[0], x, x)
