@@ -115,7 +115,7 @@ def add_rms_norm_dynamic_quant(
     smooth_scale2: Tensor | None = None,
     beta: Tensor | None = None,
     epsilon: float = 1e-6,
-    output_mask: list[bool] | None = None,
+    output_mask: list[bool] = [],  # noqa: B006  as the schema has it; nothing changes it
     y_dtype: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x = x1 + x2, y = x / rms(x) * gamma + beta, yi = y * smoothi quantised for each token.

@@ -119,8 +119,8 @@ def test_add_rms_norm_quant_without_zero_points_and_beta() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("mask", [[True, False], [True, True], None])
-def test_add_rms_norm_dynamic_quant(dtype: torch.dtype, mask: list[bool] | None) -> None:
+@pytest.mark.parametrize("mask", [[True, False], [True, True], []])
+def test_add_rms_norm_dynamic_quant(dtype: torch.dtype, mask: list[bool]) -> None:
     x1, x2, gamma, beta = (random(8, 96, dtype=dtype, seed=seed) for seed in range(4))
     gamma, beta = gamma[0], beta[0]
     y1, y2, x, scale1, scale2 = add_rms_norm_dynamic_quant(
