@@ -36,6 +36,9 @@ CHIP_SHAPES = (
     Shape("chip-deep", 256, 2, 1, 6, (16, 6, 10), 128, 1, 5, 56),
 )
 
+# Wide enough for two ranks of W8A8SC, each of which takes more than 256 inputs.
+COMPRESSED_SHAPE = Shape("chip-wide", 1024, 8, 2, 2, (8, 12, 12), 256, 2, 2, 112)
+
 SHAPES = (
     Shape("wide-heads", 256, 2, 1, 3, (8, 12, 12), 128, 2, 3, 336),
     Shape("many-kv", 384, 12, 4, 2, (2, 3, 3), 96, 3, 2, 112),

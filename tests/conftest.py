@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     On Ascend, "tiny" has the head size that its kernels take, and computes the same.
     """
-    from tests.checkpoints import CHIP_SHAPES, SHAPES, TINY, write_checkpoint
+    from tests.checkpoints import CHIP_SHAPES, COMPRESSED_SHAPE, SHAPES, TINY, write_checkpoint
     from tests.lane import ON_CPU
     from tests.widen import write_wide_tiny
 
@@ -49,7 +49,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def write(name: str) -> Path:
         if name == "tiny":
             return TINY if ON_CPU else write_wide_tiny(tmp_path_factory.mktemp("wide") / "tiny")
-        shape = next(shape for shape in (*SHAPES, *CHIP_SHAPES) if shape.name == name)
+        shapes = (*SHAPES, *CHIP_SHAPES, COMPRESSED_SHAPE)
+        shape = next(shape for shape in shapes if shape.name == name)
         return write_checkpoint(shape, tmp_path_factory.mktemp(name))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def quantised(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The folder of a quantised checkpoint by type, name of the float one, and dtype."""
+    from tests.quant.making import write_quantised
+
+    @functools.cache
+    def write(kind: str, name: str = "tiny", dtype: str = "float16") -> Path:
+        folder = tmp_path_factory.mktemp("quantised") / f"{name}-{kind}-{dtype}"
+        return write_quantised(checkpoint(name), folder, kind, dtype)
 
     return write

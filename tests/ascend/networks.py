@@ -183,21 +183,27 @@ def _dtype(checkpoint: Path, dtype: str) -> str:
 def _build(checkpoint: Path) -> Any:
     """The network with the checkpoint's weights, as a worker has it after loading."""
     from vllm.config import set_current_vllm_config
-    from vllm.distributed import parallel_state
     from vllm.model_executor.model_loader import get_model
+
+    config = _config(checkpoint, "float16")
+    context = set_current_vllm_config(config)
+    context.__enter__()  # vLLM's layers ask for it when they run, too
+    start_worker(config)
+    return get_model(vllm_config=config)
+
+
+def start_worker(config: Any) -> None:
+    """What a worker does before it loads, in the context of its config."""
+    from vllm.distributed import parallel_state
     from vllm.utils.network_utils import get_open_port
     from vllm_ascend.ascend_config import get_ascend_config
     from vllm_ascend.utils import register_ascend_customop, set_weight_prefetch_method
 
-    config = _config(checkpoint, "float16")
     here = f"tcp://127.0.0.1:{get_open_port()}"
-    context = set_current_vllm_config(config)
-    context.__enter__()  # vLLM's layers ask for it when they run, too
     parallel_state.init_distributed_environment(1, 0, here, 0, "gloo")
     parallel_state.initialize_model_parallel(backend="gloo")
     register_ascend_customop(config)
     set_weight_prefetch_method(get_ascend_config().weight_prefetch_config)
-    return get_model(vllm_config=config)
 
 
 def _pixels(network: Any, patches: int) -> Any:

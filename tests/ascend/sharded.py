@@ -14,12 +14,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-QKV = ["q_proj", "k_proj", "v_proj"]
-FUSED = {
-    "glm4v": {"qkv_proj": QKV, "gate_up_proj": ["gate_proj", "up_proj"]},
-    "glm4v_text": {"qkv_proj": QKV, "gate_up_proj": ["gate_up_proj"]},
-}
-"""What vllm-ascend has to know of the checkpoint, and has no entry for."""
 
 
 def save(tp_size: int, port: int, folders: list[tuple[Path, str, Path]]) -> None:
@@ -52,10 +46,8 @@ def save(tp_size: int, port: int, folders: list[tuple[Path, str, Path]]) -> None
 def _start(config: Any, rank: int, tp_size: int, port: int) -> None:
     import torch
     from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
-    from vllm_ascend.quantization.modelslim_config import packed_modules_model_mapping
     from vllm_ascend.utils import register_ascend_customop
 
-    packed_modules_model_mapping.update(FUSED)
     torch.npu.set_device(rank)
     register_ascend_customop(config)
     address = f"tcp://127.0.0.1:{port}"

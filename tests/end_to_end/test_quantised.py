@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantised checkpoints, against transformers over the published formulas."""
+"""Quantised checkpoints, against transformers over the published formulas.
+
+On every backend the same checkpoints, made for float16.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from vllm import LLM
 
 from tests.end_to_end.cases import CASES
+from tests.end_to_end.conftest import read, wait_for_reports
+from tests.end_to_end.test_modes import MODES
 from tests.engines import ask, check, engine
-from tests.lane import ALL_LANES
-from tests.quant.making import QuantisedOracle, write_quantised
+from tests.lane import ALL_LANES, EMULATED, ON_CPU
+from tests.quant.making import QuantisedOracle
 from vllm_glm41v_npu.quant.quantiser import TYPES
 
 pytestmark = ALL_LANES
 
+Quantised = Callable[..., Path]
+
 NAMES = ("text", "one-picture", "three-pictures", "long-with-pictures", "two-videos")
+FEW = ("text", "three-pictures")
 
 
 class Pair(NamedTuple):
@@ -27,13 +36,8 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=TYPES)
-def pair(
-    request: pytest.FixtureRequest,
-    checkpoint: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Pair]:
-    folder = tmp_path_factory.mktemp("quantised") / request.param
-    write_quantised(checkpoint("tiny"), folder, request.param)
+def pair(request: pytest.FixtureRequest, quantised: Quantised) -> Iterator[Pair]:
+    folder = quantised(request.param)
     with engine(folder) as llm:
         yield Pair(llm, QuantisedOracle(folder))
 
@@ -43,3 +47,51 @@ def test_a_request_equals_the_formulas(pair: Pair, case: str) -> None:
     """Guards the whole path: which tensors go where, rope rows, biases, scales."""
     (output,) = ask(pair.llm, [CASES[case]])
     check(output, CASES[case], pair.oracle)
+
+
+@pytest.mark.skipif(ON_CPU, reason="there are no graphs")
+@pytest.mark.parametrize("mode", ["default", "full-decode-only"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_graphs_equal_the_formulas(
+    kind: str,
+    mode: str,
+    quantised: Quantised,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_refused: Path,
+) -> None:
+    """Guards compiled layers, in which vllm-ascend fuses norms, and what a replay computes."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    folder = quantised(kind)
+    oracle = QuantisedOracle(folder)
+    with engine(folder, **MODES[mode]) as llm:
+        outputs = ask(llm, [CASES[name] for name in FEW])
+        if EMULATED:
+            wait_for_reports()
+    for output, name in zip(outputs, FEW, strict=True):
+        check(output, CASES[name], oracle)
+    if EMULATED:
+        graphs = [report["graphs"] for report in read(nothing_refused)]
+        assert any(counts["captures"] and counts["replays"] for counts in graphs), graphs
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_two_ranks_equal_the_formulas(
+    kind: str, quantised: Quantised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards sharded scales and the bias that both ranks would add.
+
+    Each rank of a dynamic layer scales its own share of the inputs.
+    """
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    if ON_CPU:
+        monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    else:
+        if torch.npu.device_count() < 2:
+            pytest.skip("this machine has one NPU")
+        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    folder = quantised(kind)
+    oracle = QuantisedOracle(folder, ranks=2)
+    with engine(folder, tensor_parallel_size=2) as llm:
+        outputs = ask(llm, [CASES[name] for name in FEW])
+    for output, name in zip(outputs, FEW, strict=True):
+        check(output, CASES[name], oracle)

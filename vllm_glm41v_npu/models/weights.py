@@ -57,6 +57,9 @@ PER_CHANNEL = (
     "deq_scale", "quant_bias",
 )  # fmt: skip
 
+# Of a quantised layer that has a deq_scale, which is made of them; some methods do not keep them.
+IN_DEQ_SCALE = ("weight_scale", "weight_offset")
+
 # Written by some trainers, computed here.
 COMPUTED_SUFFIXES = (".inv_freq", ".position_ids")
 
@@ -285,6 +288,9 @@ class WeightLoader:
         if is_pp_missing_parameter(name, self.model):
             return set()
         if name not in params:
+            layer, _, suffix = name.rpartition(".")
+            if suffix in IN_DEQ_SCALE and f"{layer}.deq_scale" in params:
+                return set()
             if self.quantised and take_norm_bias(self.model, name, tensor):
                 return set()
             raise WeightError(

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from vllm_glm41v_npu.models.norm_bias import plain_name
 from vllm_glm41v_npu.models.rope import head_size
-from vllm_glm41v_npu.models.weights import FUSED, PER_CHANNEL, TEXT
+from vllm_glm41v_npu.models.weights import FUSED, IN_DEQ_SCALE, PER_CHANNEL, TEXT
 
 Sink = Callable[[int, str, torch.Tensor], None]
 """Takes a rank, a parameter's name, and its value."""
@@ -50,8 +50,6 @@ LAYER_NORM = "post_projection_norm"
 CACHE_SCALES = ("_k_scale", "_prob_scale", "_q_scale", "_v_scale")
 
 PER_TENSOR = ("input_scale", "input_offset")
-UNUSED = ("weight_scale", "weight_offset")
-"""What deq_scale already holds; static sparse layers have no parameter for it."""
 
 
 class ShardingError(ValueError):
@@ -147,7 +145,7 @@ class Splitter:
 
     def _emit(self, name: str, tensor: torch.Tensor) -> None:
         layer, _, suffix = name.rpartition(".")
-        if suffix in UNUSED:
+        if suffix in IN_DEQ_SCALE:
             return
         if suffix in PER_TENSOR:
             # float32 on disk; the parameter of the offset is int8, that of the scale a float.

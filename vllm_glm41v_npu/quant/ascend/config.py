@@ -19,7 +19,13 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
 from vllm_glm41v_npu.platform import ATLAS_310P, current_backend
-from vllm_glm41v_npu.quant.description import FLOAT, METHOD, Description, DescriptionError
+from vllm_glm41v_npu.quant.description import (
+    COMPRESSED,
+    FLOAT,
+    METHOD,
+    Description,
+    DescriptionError,
+)
 
 # Both modules register a config under one name, and the last one counts: on Atlas A2, that of
 # Atlas 310P may not be imported. Importing it here lets ours be the last.
@@ -44,10 +50,12 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
     ) -> None:
         """Read the description; of this model, without biases of norms.
 
-        RMSNorms whose bias is not zero get it when it is loaded: see models/norm_bias.py.
+        RMSNorms whose bias is not zero get it when it is loaded: see models/norm_bias.py. Shards
+        name such biases where there are some, and nowhere else.
         """
         super().maybe_update_config(model_name, hf_config, revision)
-        if getattr(hf_config, "model_type", None) in MODEL_TYPES:
+        ours = getattr(hf_config, "model_type", None) in MODEL_TYPES
+        if ours and self.quant_description.get("model_quant_type") != COMPRESSED:
             self.quant_description = {
                 name: kind
                 for name, kind in self.quant_description.items()

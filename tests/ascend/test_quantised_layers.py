@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each quantised layer on the emulated chip, beside its formula and the CPU's quantiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ascend.networks import OURS
+from tests.ascend.quantised_networks import ask
+from vllm_glm41v_npu.quant.quantiser import TYPES
+
+pytestmark = pytest.mark.ascend
+
+STATIC = ("W8A8", "W8A8S")
+LAYERS = {f"{part}.{name}" for part, name in [("self_attn", "qkv_proj"), ("mlp", "gate_up_proj")]}
+
+
+@pytest.fixture(scope="module")
+def found(
+    quantised: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What quantised_networks.layers finds: type to layer to differences."""
+    checkpoints = {kind: quantised(kind) for kind in TYPES}
+    return ask(OURS, "layers", checkpoints, tmp_path_factory.mktemp("found") / "found.json")
+
+
+@pytest.mark.parametrize("kind", STATIC)
+def test_integers_are_the_formulas(found: dict[str, Any], kind: str) -> None:
+    """Guards every static layer: the CPU's steps, the exact product, one rounding to float16."""
+    assert len(found[kind]) == 9
+    for name, layer in found[kind].items():
+        assert (layer["quantiser"], layer["result"]) == (0, 0), name
+        assert layer["largest"] > 0.1, name
+
+
+@pytest.mark.parametrize("kind", STATIC)
+def test_a_fused_norm_rounds_once(found: dict[str, Any], kind: str) -> None:
+    """Guards the fused norm's scale and offset, and says what is all that fusing changes.
+
+    Its result is not rounded to float16 on the way, so that a few values take the next step.
+    """
+    fused = [layer for name, layer in found[kind].items() if name.endswith(tuple(LAYERS))]
+    assert len(fused) == 6
+    for layer in fused:
+        assert layer["fused norm"] < 0.501
+        assert layer["farthest move"] <= 1
+        assert layer["moved by rounding"] < 0.05
+    assert any(layer["moved by rounding"] for layer in fused)
+
+
+def test_dynamic_layers_are_the_formulas(found: dict[str, Any]) -> None:
+    """Guards scales of tokens and channels; the sum of two roundings to float16 at most."""
+    assert len(found["W8A8_DYNAMIC"]) == 9
+    for name, layer in found["W8A8_DYNAMIC"].items():
+        assert layer["steps"] <= 1.01, name
