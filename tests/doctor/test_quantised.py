@@ -63,13 +63,11 @@ def test_w8a8_of_bfloat16_on_a_310p(ascend, machine, copy):
 
 
 def test_w8a8s(ascend, machine, copy):
-    """Guards against a sparse checkpoint on a chip that has no such layers."""
+    """Guards against a refusal of what either chip runs."""
     quantise(copy, "W8A8S", "I64")
-    on_a2 = say(machine(copy, device="npu"), "checkpoint type")
-    assert on_a2.status == "fail"
-    assert "which only Atlas 310P reads, not Atlas A2" in on_a2.found
     on_310p = machine(copy, device="npu", chip="_310P")
-    assert "only Atlas 310P" not in say(on_310p, "checkpoint type").found
+    for where in (machine(copy, device="npu"), on_310p):
+        assert "only Atlas 310P" not in say(where, "checkpoint type").found
     assert say(on_310p, "dtype").found.startswith("float16 by --dtype auto")
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from vllm_glm41v_npu.checkpoint import FLOATS, Checkpoint, Json
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, shortened, warn
-from vllm_glm41v_npu.platform import ATLAS_310P, Backend
+from vllm_glm41v_npu.platform import Backend
 from vllm_glm41v_npu.quant.description import (
     COMPRESSED,
     DEQ_SCALE_DTYPES,
     DESCRIPTION,
     KNOWN_TYPES,
-    SPARSE,
     Description,
     DescriptionError,
 )
@@ -84,11 +83,6 @@ def _whether_it_loads(
         return ok(NAME, found)
     if description.kind == COMPRESSED:
         return _whether_shards_load(folder, found, backend)
-    if description.kind == SPARSE and backend.is_ascend and backend.name != ATLAS_310P.name:
-        advice = "Use a float, W8A8 or W8A8_DYNAMIC checkpoint there."
-        return fail(
-            NAME, f"{found}, which only {ATLAS_310P.name} reads, not {backend.name}", advice
-        )
     if backend.is_ascend and description.file != DESCRIPTION:
         advice = "Quantise again without --mindie_format."
         reads = f"in its form for MindIE ({description.file}); vllm-ascend reads {DESCRIPTION}"

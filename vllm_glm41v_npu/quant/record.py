@@ -112,7 +112,8 @@ class Record:
         if backend.is_ascend and backend.name != ATLAS_310P.name:
             raise ShardError(
                 f"These are shards of {COMPRESSED}, which {ATLAS_310P.name} and CPUs run, and "
-                f"{backend.name} does not. Use a float, W8A8 or W8A8_DYNAMIC checkpoint there."
+                f"{backend.name} does not. Use a float, W8A8, W8A8S or W8A8_DYNAMIC checkpoint "
+                "there."
             )
         readable = CANN if backend.is_ascend else PORTABLE
         if self.codec != readable:

@@ -114,7 +114,7 @@ def _dtype(request: Request, source: Source) -> torch.dtype:
         raise QuantiserError(f"The dtype is {request.dtype!r}; choose float16 or bfloat16.")
     if sparse and request.dtype != "float16":
         raise QuantiserError(
-            f"{W8A8S} runs on Atlas 310P alone, and there in float16; leave out --dtype."
+            f"{W8A8S} is made for Atlas 310P, which computes in float16; leave out --dtype."
         )
     return dtypes[request.dtype]
 
