@@ -30,7 +30,7 @@ def found(
 
 @pytest.mark.parametrize("kind", STATIC)
 def test_integers_are_the_formulas(found: dict[str, Any], kind: str) -> None:
-    """Guards every static layer: the CPU's steps, the exact product, one rounding to float16."""
+    """Guards every static layer: the CPU's steps, the exact product, the rounding to float16."""
     assert len(found[kind]) == 9
     for name, layer in found[kind].items():
         assert (layer["quantiser"], layer["result"]) == (0, 0), name
