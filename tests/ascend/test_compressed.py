@@ -41,7 +41,7 @@ def shards(sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_shards(sparse: Path, folder: Path, tp_size: int) -> Path:
-    program = write_program(folder / "compress_excutor")
+    program = str(write_program(folder / "compress_excutor"))
     out = folder / "shards"
     command = ["--tp", str(tp_size), "--codec", "cann", "--cann-compressor", program]
     compress(sparse, out, *command)

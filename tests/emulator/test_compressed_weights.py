@@ -42,7 +42,7 @@ def test_the_program_is_called_as_canns(tmp_path: Path) -> None:
 
 def test_other_options_are_refused(tmp_path: Path) -> None:
     program = write_program(tmp_path / "compress_excutor")
-    command = [program, "1", "1", "0", *OPTIONS[1:], "weight", "stream", "index", "info"]
+    command = [str(program), "1", "1", "0", *OPTIONS[1:], "weight", "stream", "index", "info"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "The options are ['0', '1', '1', '0', '0']" in done.stderr

@@ -28,4 +28,4 @@ class DynamicScheme(AscendW8A8DynamicLinearMethod):
         layer.weight_scale.data = layer.weight_scale_fp32
 
 
-SCHEMES = {**dict.fromkeys(STATIC, StaticScheme), DYNAMIC: DynamicScheme}
+SCHEMES: dict[str, type] = {**dict.fromkeys(STATIC, StaticScheme), DYNAMIC: DynamicScheme}

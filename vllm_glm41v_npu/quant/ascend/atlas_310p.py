@@ -69,7 +69,7 @@ class DynamicScheme(AscendW8A8DynamicLinearMethod310):
         return y.to(x.dtype).view(*x.shape[:-1], -1)  # [..., N]
 
 
-SCHEMES = {
+SCHEMES: dict[str, type] = {
     "W8A8": StaticScheme,
     "W8A8S": SparseScheme,
     COMPRESSED: CompressedScheme,

@@ -45,6 +45,8 @@ NORM_BIAS = "norm.bias"
 class Glm41vModelSlimConfig(ModelSlimConfig):
     """What runs each layer of a checkpoint in msModelSlim's format."""
 
+    quant_description: dict[str, Any]
+
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
