@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from npu_emulator.settings import CHIPS, current_chip
 from tests.ascend.sharded import save
+from tests.checkpoints import COMPRESSED_SHAPE
 from tests.quant.test_cann import stand_in
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.config import register_config
@@ -32,24 +34,29 @@ TP_SIZE = 2
 
 
 class Made(NamedTuple):
-    """Folders: what vllm-ascend saves of W8A8S, our shards, and what it saves of those."""
+    """Folders: what vllm-ascend saves of W8A8S, our shards of it, and the same of a wider network.
+
+    Of the wider one, vllm-ascend saves our shards: W8A8SC has layers of more than 256 inputs.
+    """
 
     sparse: Path
     shards: Path
+    wide: Path
     loaded: Path
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory, quantised: Callable[..., Path]) -> Made:
     from vllm.utils.network_utils import get_open_port
 
     folder = tmp_path_factory.mktemp("sharded")
-    made = Made(folder / "sparse", folder / "shards", folder / "loaded")
+    made = Made(*(folder / name for name in Made._fields))
     compress(FIXTURE, made.shards)
+    compress(quantised("W8A8S", COMPRESSED_SHAPE.name), made.wide)
     save(
         TP_SIZE,
         get_open_port(),
-        [(FIXTURE, "auto", made.sparse), (made.shards, "sharded_state", made.loaded)],
+        [(FIXTURE, "auto", made.sparse), (made.wide, "sharded_state", made.loaded)],
     )
     return made
 
@@ -86,13 +93,15 @@ def test_we_split_as_vllm_ascend_does(made: Made) -> None:
 
 
 def test_vllm_ascend_loads_our_shards(made: Made) -> None:
-    """Guards sharded_state, which fails for a name too many or too few, against the real loader."""
+    """Guards sharded_state, which fails for a name too many or too few, against the real loader.
+
+    What is saved are the parameters, so a compressed weight is as long as in its file.
+    """
     for rank in range(TP_SIZE):
-        ours, loaded = shard(made.shards, rank), shard(made.loaded, rank)
+        ours, loaded = shard(made.wide, rank), shard(made.loaded, rank)
         assert ours.keys() == loaded.keys()
         for name, tensor in ours.items():
-            # A parameter of the full size, of which the file fills the beginning.
-            found = loaded[name].flatten()[: tensor.numel()]
+            found = loaded[name].flatten()
             if tensor.dtype == torch.int64 and name.endswith("deq_scale"):
                 found = found.view(torch.int64)
             assert torch.equal(found, tensor.flatten().to(found.dtype)), name
