@@ -140,6 +140,17 @@ def test_the_layouts_of_quantised_rows(true_size, suffix: str, shape: list[int],
         true_size.load_weights(meta_tensors({name: shape}))
 
 
+def test_scales_that_a_layer_does_not_keep_are_passed_over(true_size, monkeypatch) -> None:
+    """Guards checkpoints that hold, beside deq_scale, what it is made of."""
+    name = "model.language_model.layers.0.self_attn.o_proj.weight_scale"
+    true_size.load_weights(meta_tensors(true_shapes()))
+    true_size.weight_loader.quantised = True
+    layer = true_size.language_model.model.layers[0].self_attn.o_proj
+    deq_scale = nn.Parameter(torch.empty(4096, device="meta"), requires_grad=False)
+    monkeypatch.setitem(layer._parameters, "deq_scale", deq_scale)
+    assert true_size.load_weights(meta_tensors({name: [4096, 1]})) == set()
+
+
 def test_an_unknown_tensor_is_named(true_size) -> None:
     """Guards against weights of a sibling (GLM-4.5V, a text GLM-4) behind this config."""
     shapes = true_shapes() | {"model.language_model.layers.40.eh_proj.weight": [4096, 8192]}
