@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.ascend.networks import OURS
 from tests.ascend.quantised_networks import ask
@@ -57,3 +59,14 @@ def test_dynamic_layers_are_the_formulas(found: dict[str, Any]) -> None:
     assert len(found["W8A8_DYNAMIC"]) == 9
     for name, layer in found["W8A8_DYNAMIC"].items():
         assert layer["steps"] <= 1.01, name
+
+
+def test_norms_stay_in_float_with_lora(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards LoRA layers, which multiply the input of the layer that they wrap."""
+    from vllm_glm41v_npu.quant.ascend import norms
+
+    with_lora = SimpleNamespace(lora_config=object())
+    monkeypatch.setattr(norms, "get_current_vllm_config", lambda: with_lora)
+    norm = SimpleNamespace(weight=torch.ones(4).half())
+    norms.fuse_norms(SimpleNamespace(input_norms=(norm,)))
+    assert vars(norm).keys() == {"weight"}

@@ -19,7 +19,7 @@ from tests.end_to_end.conftest import read, wait_for_reports
 from tests.end_to_end.test_modes import MODES
 from tests.engines import ask, check, engine
 from tests.lane import ALL_LANES, EMULATED, ON_CPU
-from tests.quant.making import QuantisedOracle
+from tests.quant.making import QuantisedOracle, add_norm_biases, write_quantised
 from vllm_glm41v_npu.quant.quantiser import TYPES
 
 pytestmark = ALL_LANES
@@ -28,6 +28,7 @@ Quantised = Callable[..., Path]
 
 NAMES = ("text", "one-picture", "three-pictures", "long-with-pictures", "two-videos")
 FEW = ("text", "three-pictures")
+EVERYWHERE = "everywhere"
 
 
 class Pair(NamedTuple):
@@ -35,9 +36,18 @@ class Pair(NamedTuple):
     oracle: QuantisedOracle
 
 
-@pytest.fixture(scope="module", params=TYPES)
-def pair(request: pytest.FixtureRequest, quantised: Quantised) -> Iterator[Pair]:
-    folder = quantised(request.param)
+@pytest.fixture(scope="module")
+def everywhere(checkpoint: Callable[[str], Path], tmp_path_factory) -> Path:
+    """W8A8 in both towers, with a bias in each norm."""
+    folder = tmp_path_factory.mktemp("quantised") / EVERYWHERE
+    write_quantised(checkpoint("tiny"), folder, "W8A8", also=["model.visual.blocks.*"])
+    add_norm_biases(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=(*TYPES, EVERYWHERE))
+def pair(request: pytest.FixtureRequest, quantised: Quantised, everywhere: Path) -> Iterator[Pair]:
+    folder = everywhere if request.param == EVERYWHERE else quantised(request.param)
     with engine(folder) as llm:
         yield Pair(llm, QuantisedOracle(folder))
 

@@ -3,22 +3,45 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import Glm4vForConditionalGeneration
 
 from tests.engines import Oracle
 from tests.quant.reference import Checkpoint
+from vllm_glm41v_npu.quant.description import DESCRIPTION
 from vllm_glm41v_npu.quant.quantiser import Request, quantise
 
 SAMPLES = 8
 """Conversations to calibrate on: ranges need not be good here, only the same everywhere."""
 
 
-def write_quantised(source: Path, folder: Path, kind: str, dtype: str = "float16") -> Path:
-    """Quantise `source` to one type, by the quantiser's defaults; returns `folder`."""
-    quantise(Request(source, folder, kind, dtype, samples=SAMPLES))
+def write_quantised(
+    source: Path, folder: Path, kind: str, dtype: str = "float16", also: Sequence[str] = ()
+) -> Path:
+    """Quantise `source` to one type, the default layers and those of `also`; returns `folder`."""
+    quantise(Request(source, folder, kind, dtype, samples=SAMPLES, quantise=also))
     return folder
+
+
+def add_norm_biases(folder: Path) -> None:
+    """Give every RMSNorm of a quantised checkpoint a bias, in float32 as msModelSlim writes them."""
+    (path,) = folder.glob("*.safetensors")
+    description = json.loads((folder / DESCRIPTION).read_text())
+    tensors = load_file(path)
+    norms = [name for name in tensors if "norm" in name and name.endswith(".weight")]
+    generator = torch.Generator().manual_seed(3)
+    for name in norms:
+        bias = name.replace(".weight", ".bias")
+        if bias not in tensors:  # else it is the LayerNorm's
+            tensors[bias] = 0.02 * torch.randn(tensors[name].shape, generator=generator)
+            description[bias] = "FLOAT"
+    save_file(tensors, path, metadata={"format": "pt"})
+    (folder / DESCRIPTION).write_text(json.dumps(description))
 
 
 class QuantisedOracle(Oracle):

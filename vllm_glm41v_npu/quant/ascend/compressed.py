@@ -27,9 +27,9 @@ from vllm_glm41v_npu.quant.shards import PATTERN, ShardError
 from .norms import fuse_norms
 
 MOST_TOKENS = 256
-STEP, LEAST_OUTPUTS = 64, 128
-"""Inputs are more than MOST_INPUTS_REFUSED, outputs at least LEAST_OUTPUTS, both in steps."""
-MOST_INPUTS_REFUSED = 256
+"""What one call takes."""
+INPUTS_ABOVE, LEAST_OUTPUTS, STEP = 256, 128, 64
+"""Inputs are more than the first, outputs at least the second, both in steps of the third."""
 
 _LIBRARY = torch.library.Library("glm41v", "FRAGMENT")
 _LIBRARY.define(
@@ -49,7 +49,7 @@ class CompressedScheme(AscendW8A8SCLinearMethod310):
             ShardError: The operator does not take a layer of this size.
         """
         if (
-            input_size <= MOST_INPUTS_REFUSED
+            input_size <= INPUTS_ABOVE
             or output_size < LEAST_OUTPUTS
             or input_size % STEP
             or output_size % STEP
@@ -57,7 +57,7 @@ class CompressedScheme(AscendW8A8SCLinearMethod310):
             raise ShardError(
                 f"The description gives the type {COMPRESSED} to a layer that has {input_size} "
                 f"inputs and {output_size} outputs on this rank; Atlas 310P takes more than "
-                f"{MOST_INPUTS_REFUSED} inputs and at least {LEAST_OUTPUTS} outputs, in steps of "
+                f"{INPUTS_ABOVE} inputs and at least {LEAST_OUTPUTS} outputs, in steps of "
                 f"{STEP}. Use fewer ranks, or keep such layers float (`glm41v quantize "
                 "--keep-float`) and compress again."
             )
