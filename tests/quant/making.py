@@ -29,7 +29,7 @@ def write_quantised(
 
 
 def add_norm_biases(folder: Path) -> None:
-    """Give every RMSNorm of a quantised checkpoint a bias, in float32 as msModelSlim writes them."""
+    """Give every RMSNorm of a quantised checkpoint a bias, in float32 as msModelSlim does."""
     (path,) = folder.glob("*.safetensors")
     description = json.loads((folder / DESCRIPTION).read_text())
     tensors = load_file(path)
