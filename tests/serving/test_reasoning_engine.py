@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reasoning parser in the engine: grammars, and a budget of tokens for the thinking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+
+from tests.checkpoints import TINY
+from tests.engines import engine
+from tests.lane import ALL_LANES
+from vllm_glm41v_npu.serving.thinking import split
+
+pytestmark = ALL_LANES
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"number": {"type": "string", "pattern": "^[0-9]{4}$"}},
+    "required": ["number"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint) -> Iterator[LLM]:
+    with engine(checkpoint("tiny"), reasoning_parser="glm41v") as running:
+        yield running
+
+
+def answer(llm: LLM, begun: str = "", **options: Any) -> str:
+    """What the model writes about a picture of 6021; its turn may have begun."""
+    picture = {
+        "type": "image_pil",
+        "image_pil": Image.open(TINY.parent / "pictures" / "printed.png"),
+    }
+    question = {"type": "text", "text": "What number is written in the picture?"}
+    messages: list[Any] = [{"role": "user", "content": [picture, question]}]
+    if begun:
+        messages.append({"role": "assistant", "content": begun})
+    parameters = SamplingParams(temperature=0, max_tokens=60, **options)
+    output = llm.chat(
+        messages,
+        parameters,
+        use_tqdm=False,
+        add_generation_prompt=not begun,
+        continue_final_message=bool(begun),
+    )
+    return output[0].outputs[0].text
+
+
+def test_json_after_free_thinking(llm: LLM) -> None:
+    """Guards against a grammar that bends the thinking, or that never starts."""
+    free = answer(llm)
+    bound = answer(llm, structured_outputs=StructuredOutputsParams(json=SCHEMA))
+    assert split(bound)[0] == split(free)[0] == "I see the digits 6 0 2 1."
+    assert list(json.loads(split(bound)[1])) == ["number"]
+
+
+def test_json_at_once_after_thinking_that_the_prompt_closed(llm: LLM) -> None:
+    """Guards thinking switched off by a prompt that ends with an empty one."""
+    closed = "<think></think>"
+    bound = answer(llm, closed, structured_outputs=StructuredOutputsParams(json=SCHEMA))
+    assert list(json.loads(bound)) == ["number"]
+
+
+@pytest.mark.parametrize("budget", [0, 1, 4, 100])
+def test_thinking_has_a_budget(llm: LLM, budget: int) -> None:
+    """Guards vLLM's thinking_token_budget, which asks the parser for the tags."""
+    thinking, _ = split(answer(llm, thinking_token_budget=budget))
+    tokenizer = llm.get_tokenizer()
+    free = tokenizer.encode("I see the digits 6 0 2 1.", add_special_tokens=False)
+    assert tokenizer.encode(thinking, add_special_tokens=False) == free[:budget]
