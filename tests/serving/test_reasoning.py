@@ -45,9 +45,7 @@ def reasoner_of(tokenizer: Any) -> Any:
 def prompt(tokenizer: Any, *messages: str, begun: str = "") -> list[int]:
     """The ids of a conversation that alternates, of which the last turn may have begun."""
     roles = ("user", "assistant") * len(messages)
-    turns = [
-        {"role": role, "content": text} for role, text in zip(roles, messages, strict=False)
-    ]
+    turns = [{"role": role, "content": text} for role, text in zip(roles, messages, strict=False)]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     return tokenizer.encode(text + begun, add_special_tokens=False)
 
