@@ -105,7 +105,7 @@ def test_an_answer_that_ends_at_its_closing_tag(tokenizer: Any) -> None:
 def test_boxes_are_kept_when_asked(tokenizer: Any) -> None:
     """Guards chat_template_kwargs, whole and streamed."""
     expected = [BOXED.thinking, "<|begin_of_box|>[[10,20,300,400]]<|end_of_box|>"]
-    parser = parser_of(tokenizer, keep_boxes=True)
+    parser = parser_of(tokenizer, keep_tags="boxes")
     assert list(parser.parse(BOXED.text, request())[:2]) == expected
     pieces = deltas(tokenizer, BOXED.text, 0)
     assert streamed(parser, pieces, prompt(tokenizer, "What?")) == expected
@@ -114,18 +114,19 @@ def test_boxes_are_kept_when_asked(tokenizer: Any) -> None:
 @pytest.mark.parametrize("is_token", [False, True])
 def test_markers_that_are_tokens_are_detokenized(tokenizer: Any, is_token: bool) -> None:
     """Guards against markers that vLLM drops as special tokens before the parser sees them."""
-    for keeps in (False, True):
-        parser = parser_of(tokenizer, keep_boxes=keeps).reasoning_parser
+    for keep in ("none", "boxes"):
+        parser = parser_of(tokenizer, keep_tags=keep).reasoning_parser
         if is_token:
             parser.vocab = tokenizer.get_vocab() | {"<|begin_of_box|>": 511}
         adjusted = parser.adjust_request(request())
-        assert adjusted.skip_special_tokens is not (keeps and is_token)
+        assert adjusted.skip_special_tokens is not (keep == "boxes" and is_token)
 
 
-def test_keep_boxes_must_be_a_boolean(tokenizer: Any) -> None:
-    """Guards against "false" that counts as true."""
-    with pytest.raises(ValueError, match="keep_boxes='false'; expected true"):
-        parser_of(tokenizer, keep_boxes="false")
+@pytest.mark.parametrize("keep", [True, "some", ["boxes"], None])
+def test_keep_tags_is_checked(tokenizer: Any, keep: Any) -> None:
+    """Guards against a wish that is silently not granted."""
+    with pytest.raises(ValueError, match="keep_tags=.*; expected one of 'none', 'boxes', 'all'"):
+        parser_of(tokenizer, keep_tags=keep)
 
 
 def test_a_message_that_goes_on_in_its_thinking(tokenizer: Any) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from vllm_glm41v_npu.serving.thinking import (
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, BOX, END_BOX)
 
 
-def fed(pieces: Iterable[str], **settings: bool) -> tuple[str, str]:
+def fed(pieces: Iterable[str], **settings: Any) -> tuple[str, str]:
     splitter = ThinkingSplitter(**settings)
     parts = [splitter.feed(piece) for piece in pieces] + [splitter.end()]
     return "".join(part[0] for part in parts), "".join(part[1] for part in parts)
@@ -51,8 +52,8 @@ def test_markers_of_boxes_are_kept_when_asked() -> None:
     """Guards what grounding reads; the answer tags go all the same."""
     text = ANSWERS["coordinates"].text
     kept = (ANSWERS["coordinates"].thinking, "<|begin_of_box|>[[10,20,300,400]]<|end_of_box|>")
-    assert split(text, keep_boxes=True) == kept
-    assert fed(text, keep_boxes=True) == kept
+    assert split(text, keep="boxes") == kept
+    assert fed(text, keep="boxes") == kept
 
 
 def test_thinking_that_the_prompt_opened() -> None:
@@ -84,11 +85,17 @@ TEXTS = st.lists(
 
 
 @settings(deadline=None)
-@given(text=TEXTS, cuts=st.sets(st.integers(0, 60)), thinking=st.booleans(), boxes=st.booleans())
-def test_any_text_in_any_pieces(text: str, cuts: set[int], thinking: bool, boxes: bool) -> None:
+@given(
+    text=TEXTS,
+    cuts=st.sets(st.integers(0, 60)),
+    thinking=st.booleans(),
+    keep=st.sampled_from(["none", "boxes", "all"]),
+)
+def test_any_text_in_any_pieces(text: str, cuts: set[int], thinking: bool, keep: str) -> None:
     """Guards streaming equal to not streaming, whatever the model writes."""
     places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
     pieces = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
-    whole = split(text, thinking=thinking, keep_boxes=boxes)
-    assert fed(pieces, thinking=thinking, keep_boxes=boxes) == whole
+    whole = split(text, thinking=thinking, keep=keep)
+    assert fed(pieces, thinking=thinking, keep=keep) == whole
     assert sum(map(len, whole)) <= len(text)
+    assert keep != "all" or whole == ("", text)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boxes in answers: found, turned into pixels, and drawn.
 
-GLM-4.1V gives a box as [x1, y1, x2, y2], left, top, right and bottom in thousandths of the picture's
-width and height. It writes one or several, nested in lists or in JSON objects with a label, and
-mostly between `<|begin_of_box|>` and `<|end_of_box|>`.
+GLM-4.1V gives a box as [x1, y1, x2, y2], left, top, right and bottom in thousandths of the
+picture's width and height. It writes one or several, nested in lists or in JSON objects with a
+label, and mostly between `<|begin_of_box|>` and `<|end_of_box|>`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def find_boxes(answer: str) -> list[Box]:
     four numbers. One with a number outside of 0 to 1000 is no box. Corners in the other order are
     put right.
     """
-    content = split(answer, keep_boxes=True)[1]
+    content = split(answer, keep="boxes")[1]
     texts = _MARKED.findall(content) if BOX in content else [content]
     return [box for text in texts for value in _values(text) for box in _boxes(value, None)]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reasoning parser `glm41v`: `vllm serve --reasoning-parser glm41v`.
 
-Each request may ask for the markers of boxes with `chat_template_kwargs={"keep_boxes": true}`, and
-a server with `--default-chat-template-kwargs`.
+Which tags stay in the content, a request says with `chat_template_kwargs={"keep_tags": "boxes"}`
+(or "all", or "none"), and for a whole server `--default-chat-template-kwargs`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.entrypoints.openai.engine.protocol import DeltaMessage
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
-from .thinking import BOX, END_ANSWER, END_THINK, THINK, ThinkingSplitter, split
+from .thinking import BOX, END_ANSWER, END_THINK, REMOVED, THINK, ThinkingSplitter, split
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ASSISTANT = "<|assistant|>"
 TURN_ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
-KEEP_BOXES = "keep_boxes"
+KEEP_TAGS = "keep_tags"
 
 
 class Glm41vReasoningParser(BaseThinkingReasoningParser):
@@ -33,8 +33,8 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
     is its last, so an answer cut off (by its length or a stop string) within something that looks
     like the start of a tag is streamed without these characters.
 
-    Raises ValueError where `keep_boxes` is no boolean, and RuntimeError where the vocabulary has
-    no `<think>` and `</think>`.
+    Raises ValueError where `keep_tags` is something else, and RuntimeError where the vocabulary
+    has no `<think>` and `</think>`.
     """
 
     start_token = THINK
@@ -42,11 +42,11 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
 
     def __init__(self, tokenizer: TokenizerLike, *args: Any, **kwargs: Any) -> None:
         super().__init__(tokenizer, *args, **kwargs)
-        self._keep_boxes = (kwargs.get("chat_template_kwargs") or {}).get(KEEP_BOXES, False)
-        if not isinstance(self._keep_boxes, bool):
+        self._keep = (kwargs.get("chat_template_kwargs") or {}).get(KEEP_TAGS, "none")
+        if self._keep not in [*REMOVED]:
             raise ValueError(
-                f"chat_template_kwargs has {KEEP_BOXES}={self._keep_boxes!r}; expected true, to "
-                "keep the markers of boxes in the answer, or false."
+                f"chat_template_kwargs has {KEEP_TAGS}={self._keep!r}; expected one of "
+                f"{', '.join(map(repr, REMOVED))}."
             )
         self._assistant = self.vocab.get(ASSISTANT)
         self._turn_ends = {self.vocab[token] for token in TURN_ENDS if token in self.vocab}
@@ -83,7 +83,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
     ) -> tuple[str | None, str | None]:
         """(reasoning, content) of a whole answer; what is empty is None."""
         thinks = _opens_thinking(request)
-        reasoning, content = split(model_output, thinking=thinks, keep_boxes=self._keep_boxes)
+        reasoning, content = split(model_output, thinking=thinks, keep=self._keep)
         return reasoning or None, content or None
 
     def extract_reasoning_streaming(
@@ -97,7 +97,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
     ) -> DeltaMessage | None:
         """What `delta_text` settles, or None; to be called with every delta in turn."""
         if self._splitter is None:
-            self._splitter = ThinkingSplitter(thinking=self._thinks, keep_boxes=self._keep_boxes)
+            self._splitter = ThinkingSplitter(thinking=self._thinks, keep=self._keep)
         parts = [self._splitter.feed(delta_text)]
         if self._ends_turn(delta_text, delta_token_ids):
             parts.append(self._splitter.end())
@@ -110,13 +110,13 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         self, request: ChatCompletionRequest | ResponsesRequest
     ) -> ChatCompletionRequest | ResponsesRequest:
         """Let the detokenizer keep the markers of boxes, if they are wanted and tokens."""
-        if self._keep_boxes and BOX in self.vocab:
+        if self._keep == "boxes" and BOX in self.vocab:
             request.skip_special_tokens = False
         return request
 
     def _ends_turn(self, delta_text: str, delta_token_ids: Sequence[int]) -> bool:
         last = delta_token_ids[-1] if delta_token_ids else None
-        # Where </answer> is an end-of-sequence token, vLLM drops its text, and elsewhere it does not.
+        # Where </answer> is an end-of-sequence token, vLLM drops its text; elsewhere it does not.
         return last in self._turn_ends or (last == self._end_answer and not delta_text)
 
 

@@ -14,19 +14,29 @@ THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<answer>", "</answer>"
 BOX, END_BOX = "<|begin_of_box|>", "<|end_of_box|>"
 
+REMOVED = {
+    "none": (ANSWER, END_ANSWER, BOX, END_BOX),
+    "boxes": (ANSWER, END_ANSWER),
+    "all": (),
+}
+"""Which tags to keep in the content, and so which to remove."""
+
 
 class ThinkingSplitter:
     """Splits one answer; whatever the pieces, the joined results are the same.
 
-    What is removed from the content: the answer tags, the markers of boxes unless `keep_boxes`,
-    and white space between the tags. An answer that does not begin with `<think>` is content from
-    its first character, unless `thinking` says that the prompt opened the thinking.
+    Removed from the content are the tags that `keep` (a key of REMOVED) does not keep, and white
+    space between them. An answer that does not begin with `<think>` is content from its first
+    character, unless `thinking` says that the prompt opened the thinking; to keep "all" makes
+    every answer content, as it was written.
     """
 
-    def __init__(self, *, thinking: bool = False, keep_boxes: bool = False) -> None:
-        self._tags = (ANSWER, END_ANSWER) + (() if keep_boxes else (BOX, END_BOX))
+    def __init__(self, *, thinking: bool = False, keep: str = "none") -> None:
+        self._tags = REMOVED[keep]
         self._pattern = re.compile("|".join(map(re.escape, self._tags)))
         self._step = self._think if thinking else self._start
+        if keep == "all":
+            self._step = self._answer
         self._trims = False
         self._held = ""
 
@@ -82,8 +92,8 @@ class ThinkingSplitter:
         return taken
 
 
-def split(text: str, *, thinking: bool = False, keep_boxes: bool = False) -> tuple[str, str]:
+def split(text: str, *, thinking: bool = False, keep: str = "none") -> tuple[str, str]:
     """(thinking, content) of a whole answer; see `ThinkingSplitter`."""
-    splitter = ThinkingSplitter(thinking=thinking, keep_boxes=keep_boxes)
+    splitter = ThinkingSplitter(thinking=thinking, keep=keep)
     first, last = splitter.feed(text), splitter.end()
     return first[0] + last[0], first[1] + last[1]
