@@ -9,6 +9,7 @@ the first wrong one is named.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -81,31 +82,31 @@ def take(body: dict[str, Any], fields: Iterable[Field | Custom]) -> dict[str, An
 
 
 def _check_stop(value: Any) -> None:
-    if isinstance(value, str):
-        if not 1 <= utf16_length(value) <= STOP_LENGTH:
-            raise Refused(
-                f"Input validation error: length of `stop` must be in [1, {STOP_LENGTH}], but got "
-                f"{utf16_length(value)}"
-            )
-    elif not isinstance(value, list):
+    if isinstance(value, list):
+        _check_stop_list(value)
+    elif not isinstance(value, str):
         raise Refused("Input validation error: param stop must be string or list[string]")
-    elif not all(
-        isinstance(item, str) and 1 <= utf16_length(item) <= STOP_LENGTH for item in value
-    ) or STOP_TOTAL < sum(map(utf16_length, value)):
-        _refuse_stop_list()
+    elif not 1 <= utf16_length(value) <= STOP_LENGTH:
+        raise Refused(
+            f"Input validation error: length of `stop` must be in [1, {STOP_LENGTH}], but got "
+            f"{utf16_length(value)}"
+        )
+
+
+def _check_stop_list(items: list[Any], most: float = math.inf) -> None:
+    lengths = [utf16_length(item) if isinstance(item, str) else 0 for item in items]
+    fit = all(1 <= length <= STOP_LENGTH for length in lengths)
+    if not fit or sum(lengths) > STOP_TOTAL or len(items) > most:
+        raise Refused(
+            "Input validation error: `stop` must be list[string] if list, and item length in [1, "
+            f"{STOP_LENGTH}] with total <= {STOP_TOTAL}"
+        )
 
 
 def _check_tgi_stop(value: Any) -> None:
     _check_stop(value)
-    if isinstance(value, list) and len(value) > STOP_COUNT:
-        _refuse_stop_list()
-
-
-def _refuse_stop_list() -> None:
-    raise Refused(
-        "Input validation error: `stop` must be list[string] if list, and item length in [1, "
-        f"{STOP_LENGTH}] with total <= {STOP_TOTAL}"
-    )
+    if isinstance(value, list):
+        _check_stop_list(value, STOP_COUNT)
 
 
 def _check_stop_token_ids(value: Any) -> None:

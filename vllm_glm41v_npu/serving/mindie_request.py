@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from .mindie_fields import TGI_FIELDS, VLLM_FIELDS, Field, Refused, dumps, take
+from .mindie_fields import INT32_MAX, TGI_FIELDS, VLLM_FIELDS, Field, Refused, dumps, take
 
 MAX_BODY_MB = 40
 MAX_MEDIA = 20
@@ -45,7 +45,7 @@ class Translation(NamedTuple):
 def translate(
     data: bytes, max_iter_times: int = MAX_ITER_TIMES, tgi_stream: bool = False
 ) -> Translation:
-    """What vLLM is to be asked for a body of `/generate`, or, with `tgi_stream`, `/generate_stream`.
+    """What vLLM is to be asked for a body of `/generate` (with `tgi_stream`, `/generate_stream`).
 
     Raises Refused as MindIE refuses.
     """
@@ -63,6 +63,8 @@ def _parse(data: bytes) -> dict[str, Any]:
 
     try:
         body = json.loads(data.decode(), parse_constant=refuse)
+        if b"\\u" in data:
+            dumps(body).encode()  # refuses half a character
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
@@ -89,6 +91,8 @@ def _from_vllm_style(body: dict[str, Any], max_iter_times: int) -> Translation:
     passed = {"ignore_eos", "stop", "stop_token_ids", "include_stop_str_in_output"}
     passed |= {"seed", "frequency_penalty", "presence_penalty", "skip_special_tokens", "model"}
     asked |= {key: value for key, value in fields.items() if key in passed}
+    if "stop_token_ids" in asked:
+        asked["stop_token_ids"] = [id for id in asked["stop_token_ids"] if 0 <= id <= INT32_MAX]
     asked |= _sampling(fields, samples=True if count > 1 else None)
     asked["n"] = count
     asked["max_tokens"] = min(fields.get("max_tokens", max_iter_times), max_iter_times)
@@ -124,6 +128,8 @@ def _from_tgi_style(body: dict[str, Any], max_iter_times: int, stream: bool) -> 
     asked["max_tokens"] = min(fields.get("max_new_tokens", TGI_NEW_TOKENS), max_iter_times)
     asked["stream"] = stream
     asked["return_token_ids"] = True
+    if stream:
+        asked["stream_options"] = {"include_usage": True}
     details = fields.get("details", False) or prompt_tokens
     return Translation(path, asked, "tgi", text, details, prompt_tokens)
 
@@ -148,13 +154,12 @@ def _sampling(fields: dict[str, Any], samples: bool | None) -> dict[str, Any]:
     """MindIE's own defaults, all of them: vLLM's would come from generation_config.json."""
     if samples is None:
         samples = any(key in fields for key in ("temperature", "top_k", "top_p"))
-    found = {
+    return {
         "temperature": fields.get("temperature", 1.0) if samples else 0.0,
         "top_p": fields.get("top_p", 1.0),
         "top_k": fields.get("top_k", -1),
         "repetition_penalty": fields.get("repetition_penalty", 1.0),
     }
-    return found
 
 
 def _prompt(prompt: str | list[Any]) -> tuple[str, str, dict[str, Any]]:

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MindIE's `POST /generate` and `/generate_stream`, for its clients.
+
+    vllm serve MODEL --middleware vllm_glm41v_npu.serving.mindie.MindIERoutes
+
+Each request is translated into one of vLLM's own routes, which answers it in the same application:
+its limits, keys and allowed media hold. Everything else passes through, /health and /v1/models too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+from .mindie_fields import Refused
+from .mindie_reply import (
+    Frames,
+    Reply,
+    error_reply,
+    is_too_long,
+    translated_error,
+    whole_reply,
+)
+from .mindie_request import MAX_BODY_MB, MAX_ITER_TIMES, Translation, translate
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
+ROUTES = {"/generate": False, "/generate_stream": True}
+"""Path to whether it streams in the TGI style."""
+
+MAX_ITER_TIMES_VARIABLE = "VLLM_GLM41V_NPU_MINDIE_MAX_ITER_TIMES"
+"""The environment variable for MindIE's maxIterTimes, the most tokens of an answer."""
+
+logger = logging.getLogger(f"vllm.{__name__}")
+
+
+class MindIERoutes:
+    """ASGI middleware around vLLM's application.
+
+    Raises ValueError, when the server starts, where VLLM_GLM41V_NPU_MINDIE_MAX_ITER_TIMES is no
+    positive number.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.max_iter_times = _max_iter_times()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or scope["method"] != "POST" or path not in ROUTES:
+            await self.app(scope, receive, send)
+            return
+        try:
+            data = await _body(receive)
+            if data is None:
+                return
+            asked = translate(data, self.max_iter_times, ROUTES[path])
+        except Refused as refused:
+            await _send_reply(send, error_reply(refused.message, refused.status))
+        except _TooLarge:
+            message = f"Request body too large. Maximum allowed size is {MAX_BODY_MB}MB."
+            await _send_reply(send, Reply(413, json.dumps({"message": message}).encode()))
+        else:
+            await self._answer(asked, scope, receive, send)
+
+    async def _answer(self, asked: Translation, scope: Message, receive: Receive, send: Send):
+        answer = await self._ask(asked, scope, receive, send)
+        if is_too_long(answer.status, answer.body):
+            # MindIE ends an answer where the context ends; without max_tokens, so does vLLM.
+            asked = asked._replace(body=asked.body | {"max_tokens": None})
+            answer = await self._ask(asked, scope, receive, send)
+        await answer.finish()
+
+    async def _ask(
+        self, asked: Translation, scope: Message, receive: Receive, send: Send
+    ) -> _Answer:
+        answer = _Answer(asked, send)
+        body = json.dumps(asked.body).encode()
+        try:
+            await self.app(
+                _scope(scope, asked.path, len(body)), _receive(body, receive), answer.take
+            )
+        except Exception as error:  # as vLLM's own handler, which is further out, would answer
+            answer.fail(error)
+        return answer
+
+
+class _TooLarge(Exception):
+    """A body of more than MAX_BODY_MB."""
+
+
+class _Answer:
+    """Takes the messages of vLLM's answer, and sends on those of MindIE's."""
+
+    def __init__(self, asked: Translation, send: Send) -> None:
+        self.status = 500
+        self.body = b""
+        self._asked = asked
+        self._send = send
+        self._frames = Frames(asked)
+        self._streams = False
+        self._failed = False
+
+    async def take(self, message: Message) -> None:
+        """The `send` of the inner application."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif message["type"] == "http.response.body" and not self._failed:
+            self.body += message.get("body", b"")
+            if self.status == 200 and self._asked.body["stream"]:
+                await self._send_frames()
+
+    def fail(self, error: Exception) -> None:
+        """The inner application raised `error`."""
+        from vllm.entrypoints.serve.utils.error_response import create_error_response
+
+        response = create_error_response(error)
+        self.status, self.body = response.error.code, response.model_dump_json().encode()
+        if self.status >= 500:
+            logger.error("A request to /generate failed.", exc_info=error)
+
+    async def finish(self) -> None:
+        """Send what is left to send."""
+        if self._streams:
+            await self._send_body(self._frames.last())
+            await self._send_body(b"", more=False)
+        elif self.status == 200:
+            await _send_reply(self._send, whole_reply(self._asked, self.body))
+        else:
+            await _send_reply(self._send, translated_error(self.status, self.body))
+
+    async def _send_frames(self) -> None:
+        *events, self.body = self.body.split(b"\n\n")
+        for event in events:
+            data = event.removeprefix(b"data: ")
+            if data == b"[DONE]":
+                continue
+            content = json.loads(data)
+            if "error" in content:
+                self._failed = True
+                if not self._streams:
+                    self.status, self.body = content["error"]["code"], data
+                return  # a stream that has begun only ends, as in MindIE
+            await self._send_body(self._frames.frame(content))
+
+    async def _send_body(self, data: bytes, more: bool = True) -> None:
+        if not self._streams:
+            self._streams = True
+            await self._send(_start(200, "text/event-stream"))
+        if data or not more:
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+def _max_iter_times() -> int:
+    found = os.environ.get(MAX_ITER_TIMES_VARIABLE, str(MAX_ITER_TIMES))
+    if not found.isascii() or not found.isdecimal() or int(found) == 0:
+        raise ValueError(
+            f"{MAX_ITER_TIMES_VARIABLE}={found}; expected the most tokens of an answer, 1 or more."
+        )
+    return int(found)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """A request's body, or None where the client has gone."""
+    data = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        data += message.get("body", b"")
+        if len(data) > MAX_BODY_MB << 20:
+            raise _TooLarge
+        if not message.get("more_body"):
+            return bytes(data)
+
+
+def _scope(scope: Message, path: str, length: int) -> Message:
+    """The scope of the translated request: the client's, but for the path and the body."""
+    path = scope.get("root_path", "") + path
+    replaced = (b"content-type", b"content-length", b"transfer-encoding")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in replaced]
+    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
+    return {**scope, "path": path, "raw_path": path.encode(), "headers": headers}
+
+
+def _receive(body: bytes, receive: Receive) -> Receive:
+    """The `receive` of the translated request: its body, then what the client does."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_next() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_next
+
+
+def _start(status: int, content_type: str) -> Message:
+    headers = [(b"content-type", content_type.encode())]
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+async def _send_reply(send: Send, reply: Reply) -> None:
+    start = _start(reply.status, "application/json")
+    start["headers"].append((b"content-length", b"%d" % len(reply.body)))
+    await send(start)
+    await send({"type": "http.response.body", "body": reply.body})
