@@ -37,6 +37,9 @@ ROUTES = {"/generate": False, "/generate_stream": True}
 MAX_ITER_TIMES_VARIABLE = "VLLM_GLM41V_NPU_MINDIE_MAX_ITER_TIMES"
 """The environment variable for MindIE's maxIterTimes, the most tokens of an answer."""
 
+CLIENT_HAS_GONE = b"null"
+"""The body that vLLM's `with_cancellation` leaves."""
+
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
@@ -130,9 +133,9 @@ class _Answer:
         if self._streams:
             await self._send_body(self._frames.last())
             await self._send_body(b"", more=False)
-        elif self.status == 200:
+        elif self.status == 200 and self.body != CLIENT_HAS_GONE:
             await _send_reply(self._send, whole_reply(self._asked, self.body))
-        else:
+        elif self.status != 200:
             await _send_reply(self._send, translated_error(self.status, self.body))
 
     async def _send_frames(self) -> None:
