@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MindIE's routes as middleware: MindIE's errors for vLLM's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.serving.mindie_app import Inner, Response, call, events
+
+TOO_LONG = (
+    "This model's maximum context length is 1024 tokens. However, you requested 512 output tokens "
+    "and your prompt contains {} input tokens, for a total of at least 1025 tokens."
+)
+
+
+def vllm_error(status: int, message: str) -> tuple[int, list[Any]]:
+    return status, [{"error": {"message": message, "code": status}}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "status", "message", "kind"),
+    [
+        (vllm_error(400, "no picture"), 422, "no picture", "Input Validation Error"),
+        (vllm_error(404, "no model"), 404, "no model", "NotFoundError"),
+        (vllm_error(500, "engine"), 500, "engine", "Incomplete Generation"),
+        (vllm_error(501, "no chat"), 500, "no chat", "Incomplete Generation"),
+        (vllm_error(503, "busy"), 503, "busy", "Service Unavailable"),
+        ((401, [{"error": "Unauthorized"}]), 401, "Unauthorized", "Unauthorized"),
+        ((502, [b"gateway"]), 500, "gateway", "Incomplete Generation"),
+        (ValueError("bad"), 422, "bad", "Input Validation Error"),
+        (RuntimeError("died"), 500, "died", "Incomplete Generation"),
+    ],
+)
+def test_errors(answer: Any, status: int, message: str, kind: str, stream: bool) -> None:
+    """Guards MindIE's status and body for whatever vLLM refuses or raises."""
+    response = call(Inner(answer), {"prompt": "a", "stream": stream})
+    assert response is not None
+    assert response.status == status
+    assert response.json == {"error": message, "error_type": kind}
+
+
+def test_a_stream_that_is_refused_at_once() -> None:
+    """Guards the status where vLLM has answered 200 and its first event is an error."""
+    stream = events({"error": {"message": "no room", "code": 400}})
+    response = call(Inner((200, stream)), {"prompt": "a", "stream": True})
+    assert response is not None
+    assert response.status == 422
+    assert response.json == {"error": "no room", "error_type": "Input Validation Error"}
+
+
+@pytest.mark.parametrize("failure", [{"error": {"message": "m", "code": 500}}, RuntimeError("m")])
+def test_a_stream_that_fails_ends(failure: Any) -> None:
+    """Guards MindIE's way: no error after the first frame, and no hang."""
+    chunks = [b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n']
+    chunks.append(failure if isinstance(failure, Exception) else events(failure)[0])
+    response = call(Inner((200, chunks)), {"prompt": "a", "stream": True})
+    assert response == Response(200, "text/event-stream", [b'{"text":["a"]}\0'])
+
+
+def test_an_answer_that_fits_but_for_its_limit() -> None:
+    """Guards MindIE's cut at the end of the context, where vLLM refuses max_tokens."""
+    inner = Inner(vllm_error(400, TOO_LONG.format("at least 513")), (200, [{"choices": []}]))
+    response = call(inner, {"prompt": "a"})
+    assert response is not None
+    assert response.status == 200
+    assert [body["max_tokens"] for _, body in inner.asked] == [512, None]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_too_long(stream: bool) -> None:
+    """Guards MindIE's 424 with both numbers."""
+    refusals = [vllm_error(400, TOO_LONG.format(n)) for n in ("at least 513", "at least 1025")]
+    response = call(Inner(*refusals), {"prompt": "a", "stream": stream})
+    assert response is not None
+    assert response.status == 424
+    assert response.json == {
+        "error": "Failed to enqueue inferRequest. This model's maximum input ids length cannot be "
+        "greater than 1024,the input ids length is 1025",
+        "error_type": "Generation Error",
+    }
+
+
+def test_a_refusal_does_not_reach_vllm() -> None:
+    """Guards MindIE's error for a field of a wrong type, through the middleware."""
+    inner = Inner()
+    response = call(inner, {"prompt": "a", "top_k": "b"})
+    assert response is not None
+    assert response.status == 422
+    assert response.json == {
+        "error": "top_k must be integer type.",
+        "error_type": "Input Validation Error",
+    }
+    assert inner.asked == []
+
+
+def test_a_body_that_is_too_large() -> None:
+    """Guards MindIE's 40 MB, before anything is parsed."""
+    response = call(Inner(), b'{"prompt": "' + b"a" * (40 << 20) + b'"}')
+    assert response is not None
+    assert response.status == 413
+    assert response.json == {
+        "message": "Request body too large. Maximum allowed size is 40MB.",
+    }
