@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import os
 import re
 import struct
-import subprocess
-import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +16,16 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from vllm.utils.network_utils import get_open_port
 
 from tests.checkpoints import TINY
 from tests.clips import Clip, audio_only
-from tests.lane import ALL_LANES, ON_CPU
+from tests.end_to_end.servers import MAX_MODEL_LEN, data_uri, running, video_uri
+from tests.lane import ALL_LANES
 
 pytestmark = ALL_LANES
 
 PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
 QUESTION = "What number is written in the picture?"
-START_SECONDS = 300
-MAX_MODEL_LEN = 1024
 
 
 @pytest.fixture(scope="module")
@@ -43,42 +36,11 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(log: Path, checkpoint: Callable[[str], Path]) -> Iterator[httpx.Client]:
-    """A client of a server that is stopped afterwards: eager on a CPU, with graphs on an NPU."""
-    port = get_open_port()
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(checkpoint("tiny"))]
-    command += ["--served-model-name", "tiny", "--port", str(port)]
-    command += ["--enforce-eager"] if ON_CPU else []
-    command += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8"]
-    command += ["--limit-mm-per-prompt", '{"image": 3, "video": 2}']
-    command += ["--trust-request-chat-template", "--allowed-local-media-path", str(VIDEOS)]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    try:
-        # vLLM closes the connection after it refused a picture, without saying so.
-        headers = {"Connection": "close"}
-        address = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=address, timeout=120, headers=headers) as client:
-            _wait_until_healthy(client, process, log)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(1)
-    pytest.fail(f"The server did not start:\n{log.read_text()[-4000:]}")
-
-
-def data_uri(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    """A client of a server that is stopped afterwards."""
+    options = ["--served-model-name", "tiny", "--limit-mm-per-prompt", '{"image": 3, "video": 2}']
+    options += ["--trust-request-chat-template", "--allowed-local-media-path", str(VIDEOS)]
+    with running(checkpoint("tiny"), log, *options) as client:
+        yield client
 
 
 def png(picture: Image.Image) -> bytes:
@@ -101,10 +63,6 @@ def empty_png() -> bytes:
         + chunk(b"IDAT", zlib.compress(b""))
         + chunk(b"IEND", b"")
     )
-
-
-def video_uri(data: bytes, kind: str = "mp4") -> str:
-    return f"data:video/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def part(url: str) -> dict[str, Any]:

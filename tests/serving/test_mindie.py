@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.serving.mindie_app import Inner, Response, call, events
-from vllm_glm41v_npu.serving.mindie import MAX_ITER_TIMES_VARIABLE, MindIERoutes
+from vllm_glm41v_npu.serving.mindie import MindIERoutes
+from vllm_glm41v_npu.serving.mindie_request import MAX_ITER_TIMES_VARIABLE
 
 
 def delta(index: int = 0, reason: str | None = None, **fields: Any) -> dict[str, Any]:

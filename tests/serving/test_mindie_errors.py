@@ -69,11 +69,21 @@ def test_an_answer_that_fits_but_for_its_limit() -> None:
     assert [body["max_tokens"] for _, body in inner.asked] == [512, None]
 
 
+OTHERS = (
+    "Input length (1025) exceeds model's maximum context length (1024).",
+    "The decoder prompt (length 1025) is longer than the maximum model length of 1024. Make sure",
+    "The decoder prompt (length 1025) plus the number of requested output tokens (at least 1) is "
+    "longer than the maximum model length of 1024. Make sure",
+)
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_is_too_long(stream: bool) -> None:
-    """Guards MindIE's 424 with both numbers."""
-    refusals = [vllm_error(400, TOO_LONG.format(n)) for n in ("at least 513", "at least 1025")]
-    response = call(Inner(*refusals), {"prompt": "a", "stream": stream})
+@pytest.mark.parametrize("message", [TOO_LONG.format("at least 1025"), *OTHERS])
+def test_a_prompt_that_is_too_long(message: str, stream: bool) -> None:
+    """Guards MindIE's 424 with both numbers, before and after pictures are expanded."""
+    tries = [TOO_LONG.format("at least 513")] * (message not in OTHERS) + [message]
+    inner = Inner(*(vllm_error(400, text) for text in tries))
+    response = call(inner, {"prompt": "a", "stream": stream})
     assert response is not None
     assert response.status == 424
     assert response.json == {
@@ -81,6 +91,7 @@ def test_a_prompt_that_is_too_long(stream: bool) -> None:
         "greater than 1024,the input ids length is 1025",
         "error_type": "Generation Error",
     }
+    assert inner.answers == []
 
 
 def test_a_refusal_does_not_reach_vllm() -> None:

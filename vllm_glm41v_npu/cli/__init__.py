@@ -13,6 +13,7 @@ from vllm_glm41v_npu.cli.compress import compress
 from vllm_glm41v_npu.cli.doctor import doctor
 from vllm_glm41v_npu.cli.quantize import quantize
 from vllm_glm41v_npu.cli.run import run
+from vllm_glm41v_npu.cli.serve import serve
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(ask)
@@ -20,6 +21,7 @@ app.command()(compress)
 app.command()(doctor)
 app.command()(quantize)
 app.command()(run)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,11 +20,17 @@ from .mindie_reply import (
     Frames,
     Reply,
     error_reply,
-    is_too_long,
+    leaves_no_room,
     translated_error,
     whole_reply,
 )
-from .mindie_request import MAX_BODY_MB, MAX_ITER_TIMES, Translation, translate
+from .mindie_request import (
+    MAX_BODY_MB,
+    MAX_ITER_TIMES,
+    MAX_ITER_TIMES_VARIABLE,
+    Translation,
+    translate,
+)
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -33,9 +39,6 @@ App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 ROUTES = {"/generate": False, "/generate_stream": True}
 """Path to whether it streams in the TGI style."""
-
-MAX_ITER_TIMES_VARIABLE = "VLLM_GLM41V_NPU_MINDIE_MAX_ITER_TIMES"
-"""The environment variable for MindIE's maxIterTimes, the most tokens of an answer."""
 
 CLIENT_HAS_GONE = b"null"
 """The body that vLLM's `with_cancellation` leaves."""
@@ -74,7 +77,7 @@ class MindIERoutes:
 
     async def _answer(self, asked: Translation, scope: Message, receive: Receive, send: Send):
         answer = await self._ask(asked, scope, receive, send)
-        if is_too_long(answer.status, answer.body):
+        if leaves_no_room(answer.status, answer.body):
             # MindIE ends an answer where the context ends; without max_tokens, so does vLLM.
             asked = asked._replace(body=asked.body | {"max_tokens": None})
             answer = await self._ask(asked, scope, receive, send)

@@ -24,9 +24,17 @@ ERROR_TYPES = {
     503: "Service Unavailable",
 }
 
-_TOO_LONG = re.compile(
-    r"maximum context length is (\d+) tokens.*prompt contains (?:at least )?(\d+)", re.DOTALL
+_NO_ROOM = re.compile(
+    r"maximum context length is (?P<most>\d+) tokens.*contains (?:at least )?(?P<found>\d+)"
 )
+_TOO_LONG = (
+    _NO_ROOM,
+    re.compile(r"length \((?P<found>\d+)\) exceeds model's maximum .*\((?P<most>\d+)\)"),
+    re.compile(
+        r"\(length (?P<found>\d+)\).* longer than the maximum model length of (?P<most>\d+)"
+    ),
+)
+"""What vLLM says of a prompt that leaves no room for max_tokens, or for any token."""
 
 
 class Reply(NamedTuple):
@@ -42,18 +50,19 @@ def error_reply(message: str, status: int) -> Reply:
     return Reply(status, dumps({"error": message, "error_type": kind}).encode())
 
 
-def is_too_long(status: int, body: bytes) -> bool:
-    """Whether vLLM refused because prompt and answer do not fit together."""
-    return status == 400 and _TOO_LONG.search(error_message(body)) is not None
+def leaves_no_room(status: int, body: bytes) -> bool:
+    """Whether vLLM refused because prompt and max_tokens do not fit together."""
+    return status == 400 and _NO_ROOM.search(error_message(body)) is not None
 
 
 def translated_error(status: int, body: bytes) -> Reply:
     """MindIE's error for one of vLLM's."""
     message = error_message(body)
-    if status == 400 and (match := _TOO_LONG.search(message)):
+    too_long = next(filter(None, (pattern.search(message) for pattern in _TOO_LONG)), None)
+    if status == 400 and too_long:
         return error_reply(
             "Failed to enqueue inferRequest. This model's maximum input ids length cannot be "
-            f"greater than {match[1]},the input ids length is {match[2]}",
+            f"greater than {too_long['most']},the input ids length is {too_long['found']}",
             424,
         )
     if status == 400:

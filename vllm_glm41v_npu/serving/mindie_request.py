@@ -17,6 +17,9 @@ MAX_BODY_MB = 40
 MAX_MEDIA = 20
 MAX_URL = 4096
 MAX_ITER_TIMES = 512
+MAX_ITER_TIMES_VARIABLE = "VLLM_GLM41V_NPU_MINDIE_MAX_ITER_TIMES"
+"""The environment variable for MindIE's maxIterTimes, the most tokens of an answer."""
+
 TGI_NEW_TOKENS = 20
 
 ENDINGS = {"image_url": (".jpg", ".jpeg", ".png"), "video_url": (".mp4", ".avi", ".wmv")}

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm serve` for people who come from MindIE: /generate, and the reasoning parser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.checkpoints import TINY
+from tests.end_to_end.servers import MAX_MODEL_LEN, data_uri, running, video_uri
+from tests.lane import ALL_LANES
+
+pytestmark = ALL_LANES
+
+ASSETS = TINY.parent
+PICTURE, CLIP = ASSETS / "pictures" / "printed.png", ASSETS / "videos" / "numbers.mp4"
+QUESTION, FIRST = "What number is written in the picture?", "Which number comes first?"
+THINKING, NUMBER = "I see the digits 6 0 2 1.", "6021"
+WRITTEN = f"<think>{THINKING}</think><answer>{NUMBER}</answer>"
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
+) -> Iterator[httpx.Client]:
+    options = ["--served-model-name", "glm4v", "--reasoning-parser", "glm41v"]
+    options += ["--middleware", "vllm_glm41v_npu.serving.mindie.MindIERoutes"]
+    options += ["--limit-mm-per-prompt", '{"image": 20, "video": 1}', "--api-key", "key"]
+    options += ["--allowed-local-media-path", str(ASSETS)]
+    log = tmp_path_factory.mktemp("mindie") / "log"
+    with running(checkpoint("tiny"), log, *options) as client:
+        client.headers["Authorization"] = "Bearer key"
+        yield client
+
+
+def parts(text: str, *urls: Any) -> list[dict[str, Any]]:
+    """The prompt of the seed's requests: the text first."""
+    media = []
+    for url in urls:
+        is_video = isinstance(url, str) and ("video" in url[:10] or url.endswith(".mp4"))
+        kind = "video_url" if is_video else "image_url"
+        media.append({"type": kind, kind: url})
+    return [{"type": "text", "text": text}, *media]
+
+
+def generate(server: httpx.Client, prompt: Any, **fields: Any) -> httpx.Response:
+    return server.post("/generate", json={"prompt": prompt, "max_tokens": 128} | fields)
+
+
+def chat(server: httpx.Client, **fields: Any) -> httpx.Response:
+    content = [
+        {"type": "image_url", "image_url": {"url": PICTURE.as_uri()}},
+        {"type": "text", "text": QUESTION},
+    ]
+    body = {"messages": [{"role": "user", "content": content}], "temperature": 0}
+    return server.post("/v1/chat/completions", json=body | {"model": "glm4v"} | fields)
+
+
+def error(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    kinds = {422: "Input Validation Error", 404: "NotFoundError", 424: "Generation Error"}
+    body = response.json()
+    assert body["error_type"] == kinds[status]
+    return body["error"]
+
+
+@pytest.mark.parametrize("form", ["path", "file", "base64", "bare"])
+def test_a_picture(server: httpx.Client, form: str) -> None:
+    """Guards the seed's request, thinking and tags included, in each form of a picture."""
+    data = data_uri(PICTURE.read_bytes())
+    forms = {"path": str(PICTURE), "file": {"url": PICTURE.as_uri()}, "base64": data}
+    forms["bare"] = data.partition(",")[2]
+    response = generate(server, parts(QUESTION, forms[form]), model="glm4v")
+    assert response.json() == {"text": [f"{QUESTION} {WRITTEN}"]}
+
+
+@pytest.mark.parametrize("form", ["path", "base64"])
+def test_a_video(server: httpx.Client, form: str) -> None:
+    """Guards the seed's second request."""
+    answers = json.loads((CLIP.parent / "answers.json").read_text())[CLIP.name]
+    url = str(CLIP) if form == "path" else video_uri(CLIP.read_bytes())
+    response = generate(server, parts(FIRST, url), model="glm4v")
+    assert f"<answer>{answers['first']}</answer>" in response.json()["text"][0]
+
+
+def test_frames_of_a_stream(server: httpx.Client) -> None:
+    """Guards frames that end in a zero byte, and join to the whole answer."""
+    body = {"prompt": parts(QUESTION, str(PICTURE)), "stream": True}
+    with server.stream("POST", "/generate", json=body) as response:
+        assert response.headers["content-type"] == "text/event-stream"
+        *frames, end = b"".join(response.iter_raw()).split(b"\0")
+    assert end == b""
+    assert len(frames) > 5
+    assert "".join(json.loads(frame)["text"][0] for frame in frames) == WRITTEN
+
+
+def test_the_tgi_style(server: httpx.Client) -> None:
+    """Guards both of its routes, and the token ids that its details have."""
+    body = {
+        "inputs": parts(QUESTION, str(PICTURE)),
+        "parameters": {"max_new_tokens": 60, "details": True, "decoder_input_details": True},
+    }
+    whole = server.post("/generate", json=body).json()
+    details = whole["details"]
+    assert whole["generated_text"] == WRITTEN
+    assert details["generated_tokens"] == len(details["tokens"]) > 5
+    assert details["prompt_tokens"] == len(details["prefill"]) > 5
+    assert details["finish_reason"] == "eos_token"
+    del body["parameters"]["decoder_input_details"]
+    response = server.post("/generate_stream", json=body)
+    events = [json.loads(line[6:]) for line in response.text.splitlines() if line]
+    assert "".join(event["token"]["text"] for event in events) == WRITTEN
+    assert events[-1]["generated_text"] == WRITTEN
+    expected = {key: value for key, value in details.items() if key not in ("prefill", "tokens")}
+    assert events[-1]["details"] == expected
+
+
+def test_a_string_is_not_a_chat(server: httpx.Client) -> None:
+    """Guards a prompt that brings its own tags: the same answer as through the template."""
+    text = f"[gMASK]<sop><|user|>\n{QUESTION}<|assistant|>\n"
+    response = generate(server, text)
+    through_template = generate(server, parts(QUESTION)).json()["text"][0]
+    assert response.json()["text"][0].removeprefix(text) == through_template.removeprefix(QUESTION)
+
+
+def test_several_answers(server: httpx.Client) -> None:
+    """Guards n."""
+    response = generate(server, parts(QUESTION, str(PICTURE)), n=2, temperature=0.01)
+    assert response.json() == {"text": [f"{QUESTION} {WRITTEN}"] * 2}
+
+
+def test_refusals(server: httpx.Client) -> None:
+    """Guards MindIE's statuses for what MindIE refuses, and for what vLLM does."""
+    assert error(generate(server, parts("", "QUJD")), 422)
+    assert error(generate(server, parts("", "/etc/none.png")), 422)
+    assert "exist" in error(generate(server, "Hi", model="none"), 404)
+    mixed = parts("", str(PICTURE), str(CLIP))
+    assert error(generate(server, mixed), 422).startswith("Image and video cannot exist")
+    assert error(generate(server, parts("", *[str(PICTURE)] * 21)), 422).endswith("more than 20")
+    assert error(generate(server, "Hi", top_k=0), 422).startswith("Parameter top_k must be")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_that_are_too_long(server: httpx.Client, stream: bool) -> None:
+    """Guards MindIE's 424, and the cut of an answer where the context ends."""
+    message = error(generate(server, "7" * MAX_MODEL_LEN * 2, stream=stream), 424)
+    assert f"cannot be greater than {MAX_MODEL_LEN},the input ids length is" in message
+    fits = generate(server, "7" * (MAX_MODEL_LEN - 5), ignore_eos=True, stream=stream)
+    assert fits.status_code == 200, fits.text
+
+
+def test_other_routes(server: httpx.Client) -> None:
+    """Guards what MindIE's clients ask before they generate, and the API key."""
+    assert server.get("/health").status_code == 200
+    assert server.get("/v1/models").json()["data"][0]["id"] == "glm4v"
+    response = server.post("/generate", json={"prompt": "Hi"}, headers={"Authorization": "no"})
+    assert response.status_code == 401
+
+
+def test_reasoning(server: httpx.Client) -> None:
+    """Guards --reasoning-parser glm41v in a server: whole, streamed, and what requests choose."""
+    message = chat(server).json()["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == (THINKING, NUMBER)
+    lines = chat(server, stream=True).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("reasoning") or "" for delta in deltas) == THINKING
+    assert "".join(delta.get("content") or "" for delta in deltas) == NUMBER
+    kept = chat(server, chat_template_kwargs={"keep_tags": "all"}).json()["choices"][0]["message"]
+    assert (kept["reasoning"], kept["content"]) == (None, WRITTEN)
+    wrong = chat(server, chat_template_kwargs={"keep_tags": "some"})
+    assert wrong.status_code == 400
+    assert "expected one of 'none', 'boxes', 'all'" in wrong.json()["error"]["message"]
+
+
+def test_reasoning_with_a_grammar_and_a_budget(server: httpx.Client) -> None:
+    """Guards structured output after the thinking, and thinking_token_budget."""
+    bound = chat(server, structured_outputs={"choice": ["yes", "no"]}).json()
+    message = bound["choices"][0]["message"]
+    assert message["reasoning"] == THINKING
+    assert message["content"] in ("yes", "no")
+    short = chat(server, thinking_token_budget=1).json()["choices"][0]["message"]
+    assert short["reasoning"] == "I"
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+URLS = st.sampled_from([str(PICTURE), "QUJD", "file:///etc/passwd", "data:image/png;base64,AA"])
+PART = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "video_url"]) | ANYTHING},
+    optional={"text": st.just("Hi") | ANYTHING, "image_url": URLS | ANYTHING, "video_url": URLS},
+)
+FIELDS = ("stop", "top_k", "top_p", "temperature", "seed", "n", "max_tokens", "stream", "model")
+FIELDS += ("stop_token_ids", "repetition_penalty", "ignore_eos", "parameters")
+BODY = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": st.lists(PART, max_size=3) | ANYTHING,
+        "inputs": st.lists(PART, max_size=3) | ANYTHING,
+        **{key: ANYTHING | st.integers(0, 2) for key in FIELDS},
+    },
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=BODY, path=st.sampled_from(["/generate", "/generate_stream"]))
+def test_any_body(server: httpx.Client, body: dict[str, Any], path: str) -> None:
+    """Guards against a 500 for whatever a client sends."""
+    response = server.post(path, content=json.dumps(body).encode())
+    assert response.status_code in (200, 404, 422, 424), (response.status_code, response.text)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`glm41v serve`: `vllm serve` with the settings of MindIE's server."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from shutil import which
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vllm_glm41v_npu.serving.command import Settings, SettingsError
+from vllm_glm41v_npu.serving.mindie_config import read_config
+
+
+def serve(
+    model: Annotated[str | None, typer.Argument(help="A folder or a hub name.")] = None,
+    extra: Annotated[
+        list[str] | None, typer.Argument(help="After --: options of `vllm serve`, as they are.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.json of MindIE; options given here come first.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What requests call the model.")] = None,
+    host: Annotated[str | None, typer.Option(help="127.0.0.1 if not given.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="8000 if not given.")] = None,
+    device_ids: Annotated[str | None, typer.Option(help="NPUs to use, such as 0,1.")] = None,
+    world_size: Annotated[int | None, typer.Option(min=1, help="How many NPUs: 1 or 2.")] = None,
+    max_seq_len: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of prompt and answer together.")
+    ] = None,
+    max_input_len: Annotated[
+        int | None, typer.Option(min=1, help="MindIE's; vLLM has no limit of the prompt alone.")
+    ] = None,
+    truncation: Annotated[
+        bool, typer.Option(help="Cut prompts that are too long: not possible for a whole server.")
+    ] = False,
+    kv_memory_gb: Annotated[
+        int | None, typer.Option(min=1, help="For the KV cache of each device, in GiB.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run Python code that the model's folder brings.")
+    ] = False,
+    reasoning: Annotated[
+        bool, typer.Option(help="Take answers apart into reasoning and content.")
+    ] = True,
+    mindie_routes: Annotated[
+        bool | None, typer.Option(help="Answer /generate; the default with --config.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the command and stop.")] = False,
+) -> None:
+    """Print the `vllm serve` command for these settings, and run it.
+
+    Exits with 2 where a setting is wrong, and with 1 where vLLM is missing.
+    """
+    given = {
+        "model": model,
+        "name": name,
+        "host": host,
+        "port": port,
+        "device_ids": _ids(device_ids),
+        "world_size": world_size,
+        "max_seq_len": max_seq_len,
+        "max_input_len": max_input_len,
+        "kv_memory_gb": kv_memory_gb,
+        "truncation": truncation or None,
+        "trust_remote_code": trust_remote_code or None,
+        "mindie_routes": config is not None if mindie_routes is None else mindie_routes,
+        "reasoning": reasoning,
+        "extra": tuple(extra or ()),
+    }
+    try:
+        settings = _settings(
+            {key: value for key, value in given.items() if value is not None}, config
+        )
+        notes = settings.check()
+    except SettingsError as error:
+        _fail(str(error))
+    for note in notes:
+        typer.echo(f"Note: {note}", err=True)
+    typer.echo(settings.line())
+    if not dry_run:
+        _run(settings)
+
+
+def _settings(given: dict[str, Any], config: Path | None) -> Settings:
+    fields: dict[str, Any] = {}
+    if config:
+        fields, lines = read_config(config)
+        for line in lines:
+            typer.echo(line, err=True)
+    fields |= given
+    if "model" not in fields:
+        raise SettingsError("There is no model to serve; name its folder, or a config with one.")
+    return Settings(**fields)
+
+
+def _ids(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isascii() and number.isdecimal() for number in numbers):
+        _fail(f"--device-ids is {text!r}; expected numbers such as 0,1.")
+    return tuple(map(int, numbers))
+
+
+def _run(settings: Settings) -> NoReturn:
+    """Become the server."""
+    beside = str(Path(sys.executable).parent)
+    program = which("vllm", path=os.pathsep.join((beside, os.environ.get("PATH", ""))))
+    if program is None:
+        _fail("The command vllm is not installed; install it as README.md describes.", code=1)
+    sys.stdout.flush()
+    os.execve(program, settings.command(), os.environ | settings.environment())
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `vllm serve` command for settings as MindIE's users know them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from .mindie_request import MAX_ITER_TIMES_VARIABLE
+
+ROUTES = "vllm_glm41v_npu.serving.mindie.MindIERoutes"
+REASONING_PARSER = "glm41v"
+WORLD_SIZES = (1, 2)
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be served; the message says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is started with; None leaves a value to vLLM. Lengths are in tokens.
+
+    max_iter_times: the longest answer of any request.
+    max_batch_size: the most requests that compute together.
+    kv_memory_gb: memory for the KV cache of each device, in GiB.
+    reasoning: take answers apart into reasoning and content.
+    mindie_routes: answer /generate and /generate_stream.
+    extra: options of `vllm serve`, as they are.
+    """
+
+    model: str
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    device_ids: tuple[int, ...] | None = None
+    world_size: int | None = None
+    max_seq_len: int | None = None
+    max_input_len: int | None = None
+    truncation: bool = False
+    max_iter_times: int | None = None
+    max_batch_size: int | None = None
+    max_prefill_tokens: int | None = None
+    block_size: int | None = None
+    kv_memory_gb: int | None = None
+    trust_remote_code: bool = False
+    reasoning: bool = True
+    mindie_routes: bool = False
+    extra: tuple[str, ...] = ()
+
+    def check(self) -> list[str]:
+        """Sentences about what is served otherwise than it was set.
+
+        Raises SettingsError where it cannot be served at all.
+        """
+        devices, world = self.device_ids, self.world_size
+        if devices and world and len(devices) != world:
+            raise SettingsError(
+                f"{len(devices)} device ids ({_listed(devices)}) for a world size of {world}; "
+                "give as many ids as the world size."
+            )
+        if world and world not in WORLD_SIZES:
+            raise SettingsError(
+                f"The world size is {world}; GLM-4.1V has two KV heads, so it takes "
+                f"{_listed(WORLD_SIZES)}."
+            )
+        if self.truncation:
+            raise SettingsError(
+                "Truncation is on; vLLM cuts a prompt only where a request asks for it. Leave it "
+                "off, and send truncate_prompt_tokens in the requests that want it."
+            )
+        longest = (self.max_seq_len or 0) - 1
+        if self.max_input_len and 0 < self.max_input_len < longest:
+            return [
+                f"The longest input is {self.max_input_len} tokens, and that is not kept to: vLLM "
+                f"limits input and answer together, here to {self.max_seq_len}."
+            ]
+        return []
+
+    def environment(self) -> dict[str, str]:
+        """The variables of the environment to set for `command`."""
+        found = {}
+        if self.device_ids:
+            found["ASCEND_RT_VISIBLE_DEVICES"] = _listed(self.device_ids, ",")
+        if self.mindie_routes and self.max_iter_times:
+            found[MAX_ITER_TIMES_VARIABLE] = str(self.max_iter_times)
+        return found
+
+    def command(self) -> list[str]:
+        """`vllm serve` and its arguments."""
+        world = self.world_size or (len(self.device_ids) if self.device_ids else None)
+        memory = self.kv_memory_gb
+        most = self.max_iter_times
+        options = {
+            "--served-model-name": self.name,
+            "--host": self.host,
+            "--port": self.port,
+            "--tensor-parallel-size": world,
+            "--max-model-len": self.max_seq_len,
+            "--override-generation-config": json.dumps({"max_new_tokens": most}) if most else None,
+            "--max-num-seqs": self.max_batch_size,
+            "--max-num-batched-tokens": self.max_prefill_tokens,
+            "--block-size": self.block_size,
+            "--kv-cache-memory-bytes": f"{memory}G" if memory else None,
+            "--reasoning-parser": REASONING_PARSER if self.reasoning else None,
+            "--middleware": ROUTES if self.mindie_routes else None,
+        }
+        given = [(name, str(value)) for name, value in options.items() if value is not None]
+        command = ["vllm", "serve", self.model, *(word for pair in given for word in pair)]
+        return command + ["--trust-remote-code"] * self.trust_remote_code + list(self.extra)
+
+    def line(self) -> str:
+        """Environment and command as one line for a shell."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment().items()]
+        return " ".join([*variables, shlex.join(self.command())])
+
+
+def _listed(values: tuple[int, ...], separator: str = ", ") -> str:
+    return separator.join(map(str, values))
