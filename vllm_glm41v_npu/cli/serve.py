@@ -35,14 +35,14 @@ def serve(
         int | None, typer.Option(min=1, help="MindIE's; vLLM has no limit of the prompt alone.")
     ] = None,
     truncation: Annotated[
-        bool, typer.Option(help="Cut prompts that are too long: not possible for a whole server.")
-    ] = False,
+        bool | None, typer.Option(help="Cut prompts that are too long: only requests can ask it.")
+    ] = None,
     kv_memory_gb: Annotated[
         int | None, typer.Option(min=1, help="For the KV cache of each device, in GiB.")
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option(help="Run Python code that the model's folder brings.")
-    ] = False,
+        bool | None, typer.Option(help="Run Python code of the model's folder; off if not given.")
+    ] = None,
     reasoning: Annotated[
         bool, typer.Option(help="Take answers apart into reasoning and content.")
     ] = True,
@@ -55,6 +55,9 @@ def serve(
 
     Exits with 2 where a setting is wrong, and with 1 where vLLM is missing.
     """
+    words = extra or []
+    if model and model.startswith("-"):  # no model before the --
+        model, words = None, [model, *words]
     given = {
         "model": model,
         "name": name,
@@ -65,11 +68,11 @@ def serve(
         "max_seq_len": max_seq_len,
         "max_input_len": max_input_len,
         "kv_memory_gb": kv_memory_gb,
-        "truncation": truncation or None,
-        "trust_remote_code": trust_remote_code or None,
+        "truncation": truncation,
+        "trust_remote_code": trust_remote_code,
         "mindie_routes": config is not None if mindie_routes is None else mindie_routes,
         "reasoning": reasoning,
-        "extra": tuple(extra or ()),
+        "extra": tuple(words),
     }
     try:
         settings = _settings(

@@ -31,7 +31,7 @@ TRANSLATED = {
     f"{SERVER}.ipAddress": Key("host", str, "--host"),
     f"{SERVER}.port": Key("port", int, "--port"),
     f"{DEPLOY}.maxSeqLen": Key("max_seq_len", int, "--max-model-len"),
-    f"{DEPLOY}.maxInputTokenLen": Key("max_input_len", int, "no option; see below if it matters"),
+    f"{DEPLOY}.maxInputTokenLen": Key("max_input_len", int, "not kept to, if less than maxSeqLen"),
     f"{MODEL}.modelName": Key("name", str, "--served-model-name"),
     f"{MODEL}.modelWeightPath": Key("model", str, "the model"),
     f"{MODEL}.worldSize": Key("world_size", int, "--tensor-parallel-size"),
