@@ -103,7 +103,7 @@ def test_frames_of_a_stream(server: httpx.Client) -> None:
 
 def test_the_tgi_style(server: httpx.Client) -> None:
     """Guards both of its routes, and the token ids that its details have."""
-    body = {
+    body: dict[str, Any] = {
         "inputs": parts(QUESTION, str(PICTURE)),
         "parameters": {"max_new_tokens": 60, "details": True, "decoder_input_details": True},
     }
@@ -200,8 +200,8 @@ PART = st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "image_url", "video_url"]) | ANYTHING},
     optional={"text": st.just("Hi") | ANYTHING, "image_url": URLS | ANYTHING, "video_url": URLS},
 )
-FIELDS = ("stop", "top_k", "top_p", "temperature", "seed", "n", "max_tokens", "stream", "model")
-FIELDS += ("stop_token_ids", "repetition_penalty", "ignore_eos", "parameters")
+FIELDS = ["stop", "top_k", "top_p", "temperature", "seed", "n", "max_tokens", "stream", "model"]
+FIELDS += ["stop_token_ids", "repetition_penalty", "ignore_eos", "parameters"]
 BODY = st.fixed_dictionaries(
     {},
     optional={

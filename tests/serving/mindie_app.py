@@ -50,7 +50,7 @@ class Inner:
 def call(inner: Inner, body: Any, path: str = "/generate", method: str = "POST") -> Response | None:
     """The response, or None where there was none."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    incoming = [{"type": "http.disconnect"}]
+    incoming: list[dict[str, Any]] = [{"type": "http.disconnect"}]
     half = len(data) // 2
     incoming.append({"type": "http.request", "body": data[half:], "more_body": False})
     incoming.append({"type": "http.request", "body": data[:half], "more_body": True})

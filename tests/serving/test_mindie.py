@@ -146,8 +146,11 @@ def test_a_client_that_has_gone() -> None:
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
+    async def send(message: Any) -> None:
+        pytest.fail(str(message))
+
     scope = {"type": "http", "method": "POST", "path": "/generate", "headers": []}
-    asyncio.run(MindIERoutes(Inner())(scope, receive, pytest.fail))
+    asyncio.run(MindIERoutes(Inner())(scope, receive, send))
 
 
 @pytest.mark.parametrize(

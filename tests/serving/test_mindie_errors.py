@@ -54,7 +54,7 @@ def test_a_stream_that_is_refused_at_once() -> None:
 @pytest.mark.parametrize("failure", [{"error": {"message": "m", "code": 500}}, RuntimeError("m")])
 def test_a_stream_that_fails_ends(failure: Any) -> None:
     """Guards MindIE's way: no error after the first frame, and no hang."""
-    chunks = [b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n']
+    chunks: list[Any] = [b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n']
     chunks.append(failure if isinstance(failure, Exception) else events(failure)[0])
     response = call(Inner((200, chunks)), {"prompt": "a", "stream": True})
     assert response == Response(200, "text/event-stream", [b'{"text":["a"]}\0'])

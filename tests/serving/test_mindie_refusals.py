@@ -28,7 +28,7 @@ STOP_LIST = (
     "with total <= 32768"
 )
 
-REFUSED_VLLM = {
+REFUSED_VLLM: dict[str, dict[str, Any]] = {
     "ignore_eos must be boolean type.": {"ignore_eos": 1},
     "Input validation error: param stop must be string or list[string]": {"stop": 1},
     "Input validation error: length of `stop` must be in [1, 1024], but got 0": {"stop": ""},

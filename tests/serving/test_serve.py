@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from vllm_glm41v_npu.cli import app
 
-SEED = {
+SEED: dict[str, Any] = {
     "ServerConfig": {"httpsEnabled": False, "port": 1040},
     "BackendConfig": {
         "npuDeviceIds": [[0, 1]],
@@ -109,7 +109,7 @@ def test_options_come_before_the_config(write: Any) -> None:
 
 def test_the_schedule(write: Any) -> None:
     """Guards maxIterTimes, for the OpenAI routes and for MindIE's, and the other limits."""
-    config = SEED | {"BackendConfig": SEED["BackendConfig"] | {"ScheduleConfig": {}}}
+    config = SEED
     for name, value in (
         ("maxIterTimes", 512),
         ("maxBatchSize", 200),

@@ -57,7 +57,8 @@ def serve(
     """
     words = extra or []
     if model and model.startswith("-"):  # no model before the --
-        model, words = None, [model, *words]
+        words = [model, *words]
+        model = None
     given = {
         "model": model,
         "name": name,
