@@ -15,6 +15,8 @@ from vllm.reasoning import ReasoningParserManager
 from tests.checkpoints import TINY
 from tests.serving.answers import ANSWERS
 from vllm_glm41v_npu import plugin
+from vllm_glm41v_npu.platform import ATLAS_A2
+from vllm_glm41v_npu.serving import reasoning
 
 BOXED = ANSWERS["coordinates"]
 
@@ -78,9 +80,9 @@ def streamed(parser: Any, pieces: Iterator[tuple[str, list[int]]], ids: list[int
 def test_whole_and_streamed(tokenizer: Any, name: str, lag: int) -> None:
     """Guards the tags as tokens and spelled out, and the text that comes with the last delta."""
     text, *expected = ANSWERS[name]
-    reasoning, content, _ = parser_of(tokenizer).parse(text, request())
-    assert [reasoning or "", content or ""] == expected
-    assert "" not in (reasoning, content)
+    found = parser_of(tokenizer).parse(text, request())[:2]
+    assert [part or "" for part in found] == expected
+    assert "" not in found
     ids = prompt(tokenizer, "What?")
     assert streamed(parser_of(tokenizer), deltas(tokenizer, text, lag), ids) == expected
 
@@ -127,6 +129,17 @@ def test_keep_tags_is_checked(tokenizer: Any, keep: Any) -> None:
     """Guards against a wish that is silently not granted."""
     with pytest.raises(ValueError, match="keep_tags=.*; expected one of 'none', 'boxes', 'all'"):
         parser_of(tokenizer, keep_tags=keep)
+
+
+def test_a_budget_that_would_be_lost(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a thinking_token_budget that vllm-ascend ignores."""
+    parser = parser_of(tokenizer).reasoning_parser
+    asked = request(thinking_token_budget=5)
+    assert parser.adjust_request(asked) is asked
+    monkeypatch.setattr(reasoning, "current_backend", lambda: ATLAS_A2)
+    assert parser.adjust_request(request())
+    with pytest.raises(ValueError, match="vllm-ascend 0.23.0 has no budget for the thinking"):
+        parser.adjust_request(asked)
 
 
 def test_a_message_that_goes_on_in_its_thinking(tokenizer: Any) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from vllm.entrypoints.openai.engine.protocol import DeltaMessage
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
+from vllm_glm41v_npu.platform import current_backend
+
 from .thinking import BOX, END_ANSWER, END_THINK, REMOVED, THINK, ThinkingSplitter, split
 
 if TYPE_CHECKING:
@@ -109,7 +111,16 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
     def adjust_request(
         self, request: ChatCompletionRequest | ResponsesRequest
     ) -> ChatCompletionRequest | ResponsesRequest:
-        """Let the detokenizer keep the markers of boxes, if they are wanted and tokens."""
+        """Let the detokenizer keep the markers of boxes, if they are wanted and tokens.
+
+        Raises ValueError about a budget for the thinking that vllm-ascend would not keep to.
+        """
+        budget = getattr(request, "thinking_token_budget", None)
+        if budget is not None and current_backend().is_ascend:
+            raise ValueError(
+                "thinking_token_budget is set, and vllm-ascend 0.23.0 has no budget for the "
+                "thinking; leave it out, and limit thinking and answer together by max_tokens."
+            )
         if self._keep == "boxes" and BOX in self.vocab:
             request.skip_special_tokens = False
         return request
