@@ -156,6 +156,20 @@ def test_prompts_that_are_too_long(server: httpx.Client, stream: bool) -> None:
     assert fits.status_code == 200, fits.text
 
 
+def test_the_seeds_chat(server: httpx.Client) -> None:
+    """Guards a picture as a path, and do_sample false as greedy, on the OpenAI route."""
+    content = [
+        {"type": "image_url", "image_url": str(PICTURE)},
+        {"type": "text", "text": QUESTION},
+    ]
+    fields = {"max_tokens": 128, "temperature": 1.0, "top_p": 0.5, "stream": False}
+    fields |= {"repetition_penalty": 1.0, "top_k": 10, "do_sample": False}
+    messages = [{"role": "user", "content": content}]
+    assert chat(server, messages=messages, **fields).json()["choices"][0]["message"]["content"] == (
+        NUMBER
+    )
+
+
 def test_other_routes(server: httpx.Client) -> None:
     """Guards what MindIE's clients ask before they generate, and the API key."""
     assert server.get("/health").status_code == 200

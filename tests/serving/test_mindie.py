@@ -14,6 +14,7 @@ import pytest
 
 from tests.serving.mindie_app import Inner, Response, call, events
 from vllm_glm41v_npu.serving.mindie import MindIERoutes
+from vllm_glm41v_npu.serving.mindie_chat import chat_body
 from vllm_glm41v_npu.serving.mindie_request import MAX_ITER_TIMES_VARIABLE
 
 
@@ -151,6 +152,52 @@ def test_a_client_that_has_gone() -> None:
 
     scope = {"type": "http", "method": "POST", "path": "/generate", "headers": []}
     asyncio.run(MindIERoutes(Inner())(scope, receive, send))
+
+
+def chat(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}], **fields}
+
+
+def test_the_seeds_chat() -> None:
+    """Guards media as strings, and do_sample, which neither vLLM nor MindIE reads."""
+    text = {"type": "text", "text": "什么?"}
+    given = [{"type": "image_url", "image_url": "/data/a.png"}, text]
+    inner = Inner((200, [b"as it is"]))
+    response = call(inner, chat(given, temperature=1.0, do_sample=False), "/v1/chat/completions")
+    assert response is not None
+    assert response.chunks == [b"as it is"]
+    picture = {"type": "image_url", "image_url": {"url": "file:///data/a.png"}}
+    assert inner.asked[0][1] == chat([picture, text], temperature=0, do_sample=False)
+
+
+def test_a_chat_whose_media_are_none() -> None:
+    """Guards MindIE's error for a string of no use."""
+    content = [{"type": "video_url", "video_url": "clip"}]
+    response = call(Inner(), chat(content), "/v1/chat/completions")
+    assert response is not None
+    assert response.status == 422
+    assert response.json["error"] == "Input type video_url does not match the mm type."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"messages":   []}',
+        b'not json, "image_url": "a"',
+        b'["do_sample", {"do_sample": false}]',
+        b'{"messages": 1, "do_sample":true}',
+    ],
+)
+def test_other_chats_stay_as_they_are(data: bytes) -> None:
+    """Guards vLLM's own requests, and its own refusals."""
+    assert chat_body(data) == data
+
+
+@pytest.mark.parametrize("messages", [None, 1, [1], [{}], [{"content": 1}], [{"content": [1]}]])
+def test_chats_of_odd_forms(messages: Any) -> None:
+    """Guards against an exception before vLLM has refused."""
+    body = {"messages": messages, "do_sample": False}
+    assert json.loads(chat_body(json.dumps(body).encode())) == body | {"temperature": 0}
 
 
 @pytest.mark.parametrize(

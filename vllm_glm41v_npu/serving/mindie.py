@@ -4,17 +4,20 @@
     vllm serve MODEL --middleware vllm_glm41v_npu.serving.mindie.MindIERoutes
 
 Each request is translated into one of vLLM's own routes, which answers it in the same application:
-its limits, keys and allowed media hold. Everything else passes through, /health and /v1/models too.
+its limits, keys and allowed media hold. /v1/chat/completions takes MindIE's forms beside vLLM's
+(`mindie_chat`). Everything else passes through, /health and /v1/models too.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+from .mindie_chat import CHAT, chat_body
 from .mindie_fields import Refused
 from .mindie_reply import (
     Frames,
@@ -59,20 +62,31 @@ class MindIERoutes:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or scope["method"] != "POST" or path not in ROUTES:
+        if scope["type"] != "http" or scope["method"] != "POST" or path not in (*ROUTES, CHAT):
             await self.app(scope, receive, send)
             return
         try:
-            data = await _body(receive)
-            if data is None:
-                return
-            asked = translate(data, self.max_iter_times, ROUTES[path])
+            if path == CHAT:
+                await self._chat(scope, receive, send)
+            else:
+                await self._generate(path, scope, receive, send)
         except Refused as refused:
             await _send_reply(send, error_reply(refused.message, refused.status))
+        except _ClientGone:
+            logger.debug("A client left before it had asked.")
+
+    async def _chat(self, scope: Message, receive: Receive, send: Send) -> None:
+        body = chat_body(await _body(receive))
+        await self.app(_scope(scope, CHAT, len(body)), _receive(body, receive), send)
+
+    async def _generate(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
+        try:
+            data = await _body(receive, MAX_BODY_MB << 20)
         except _TooLarge:
             message = f"Request body too large. Maximum allowed size is {MAX_BODY_MB}MB."
             await _send_reply(send, Reply(413, json.dumps({"message": message}).encode()))
         else:
+            asked = translate(data, self.max_iter_times, ROUTES[path])
             await self._answer(asked, scope, receive, send)
 
     async def _answer(self, asked: Translation, scope: Message, receive: Receive, send: Send):
@@ -99,6 +113,10 @@ class MindIERoutes:
 
 class _TooLarge(Exception):
     """A body of more than MAX_BODY_MB."""
+
+
+class _ClientGone(Exception):
+    """The client left before its body was whole."""
 
 
 class _Answer:
@@ -172,15 +190,15 @@ def _max_iter_times() -> int:
     return int(found)
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """A request's body, or None where the client has gone."""
+async def _body(receive: Receive, most: float = math.inf) -> bytes:
+    """A request's body; raises _TooLarge or _ClientGone."""
     data = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return None
+            raise _ClientGone
         data += message.get("body", b"")
-        if len(data) > MAX_BODY_MB << 20:
+        if len(data) > most:
             raise _TooLarge
         if not message.get("more_body"):
             return bytes(data)

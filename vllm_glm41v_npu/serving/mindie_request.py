@@ -211,10 +211,10 @@ def _part(item: dict[str, Any]) -> list[dict[str, Any]]:
     url = medium.get("url") if isinstance(medium, dict) else medium
     if not isinstance(url, str):
         raise Refused(f"Input of {kind} should be str or dict.")
-    return [{"type": kind, kind: {"url": _url(kind, url)}}]
+    return [{"type": kind, kind: {"url": media_url(kind, url)}}]
 
 
-def _url(kind: str, url: str) -> str:
+def media_url(kind: str, url: str) -> str:
     """A URL for vLLM of all that MindIE takes: also of a path, and of a picture in base64 alone."""
     if url.startswith(("http://", "https://")):
         if len(url) > MAX_URL:
