@@ -63,7 +63,7 @@ def call(inner: Inner, body: Any, path: str = "/generate", method: str = "POST")
         sent.append(message)
 
     headers = [(b"Authorization", b"Bearer key"), (b"content-length", b"%d" % len(data))]
-    scope = {"type": "http", "method": method, "path": f"/root{path}", "root_path": "/root"}
+    scope = {"type": "http", "method": method, "path": f"/base{path}", "root_path": "/base"}
     asyncio.run(MindIERoutes(inner)({**scope, "headers": headers}, receive, send))
     if not sent:
         return None

@@ -43,8 +43,8 @@ def test_the_inner_request() -> None:
     assert response is not None
     assert response.json == {"text": ["Hel lo"]}
     ((scope, body),) = inner.asked
-    assert scope["path"] == "/root/v1/completions"
-    assert scope["raw_path"] == b"/root/v1/completions"
+    assert scope["path"] == "/base/v1/completions"
+    assert scope["raw_path"] == b"/base/v1/completions"
     assert body["prompt"] == "Hel"
     headers = dict(scope["headers"])
     assert headers[b"Authorization"] == b"Bearer key"
@@ -210,7 +210,7 @@ def test_all_else_passes(path: str, method: str) -> None:
     response = call(inner, {}, path, method)
     assert response is not None
     assert response.chunks == [b"as it is"]
-    assert inner.asked[0][0]["path"] == f"/root{path}"
+    assert inner.asked[0][0]["path"] == f"/base{path}"
 
 
 def test_the_limit_is_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,28 @@ def test_a_stream_that_fails_ends(failure: Any) -> None:
     assert response == Response(200, "text/event-stream", [b'{"text":["a"]}\0'])
 
 
-def test_an_answer_that_fits_but_for_its_limit() -> None:
+ROOM = {"count": 1000, "max_model_len": 1024}
+
+
+@pytest.mark.parametrize(
+    ("counted", "room"), [((200, [ROOM]), 24), ((200, [ROOM | {"count": 1024}]), 1), ((500, []), 1)]
+)
+def test_a_completion_that_fits_but_for_its_limit(counted: Any, room: int) -> None:
     """Guards MindIE's cut at the end of the context, where vLLM refuses max_tokens."""
-    inner = Inner(vllm_error(400, TOO_LONG.format("at least 513")), (200, [{"choices": []}]))
+    refusal = vllm_error(400, TOO_LONG.format("at least 513"))
+    inner = Inner(refusal, counted, (200, [{"choices": []}]))
     response = call(inner, {"prompt": "a"})
+    assert response is not None
+    assert response.status == 200
+    first, count, second = ((scope["path"][5:], body) for scope, body in inner.asked)
+    assert count == ("/tokenize", {"prompt": "a", "stream": False})
+    assert (first[1]["max_tokens"], second[1]["max_tokens"]) == (512, room)
+
+
+def test_a_chat_that_fits_but_for_its_limit() -> None:
+    """Guards the same where vLLM does it itself, once max_tokens is left out."""
+    inner = Inner(vllm_error(400, TOO_LONG.format("at least 513")), (200, [{"choices": []}]))
+    response = call(inner, {"prompt": [{"type": "text", "text": "a"}]})
     assert response is not None
     assert response.status == 200
     assert [body["max_tokens"] for _, body in inner.asked] == [512, None]
@@ -83,7 +101,8 @@ def test_a_prompt_that_is_too_long(message: str, stream: bool) -> None:
     """Guards MindIE's 424 with both numbers, before and after pictures are expanded."""
     tries = [TOO_LONG.format("at least 513")] * (message not in OTHERS) + [message]
     inner = Inner(*(vllm_error(400, text) for text in tries))
-    response = call(inner, {"prompt": "a", "stream": stream})
+    prompt = [{"type": "text", "text": "a"}]
+    response = call(inner, {"prompt": prompt, "stream": stream})
     assert response is not None
     assert response.status == 424
     assert response.json == {

@@ -17,7 +17,7 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from .mindie_chat import CHAT, chat_body
+from .mindie_chat import chat_body
 from .mindie_fields import Refused
 from .mindie_reply import (
     Frames,
@@ -28,6 +28,8 @@ from .mindie_reply import (
     whole_reply,
 )
 from .mindie_request import (
+    CHAT,
+    COMPLETIONS,
     MAX_BODY_MB,
     MAX_ITER_TIMES,
     MAX_ITER_TIMES_VARIABLE,
@@ -89,13 +91,30 @@ class MindIERoutes:
             asked = translate(data, self.max_iter_times, ROUTES[path])
             await self._answer(asked, scope, receive, send)
 
-    async def _answer(self, asked: Translation, scope: Message, receive: Receive, send: Send):
+    async def _answer(
+        self, asked: Translation, scope: Message, receive: Receive, send: Send
+    ) -> None:
         answer = await self._ask(asked, scope, receive, send)
         if leaves_no_room(answer.status, answer.body):
-            # MindIE ends an answer where the context ends; without max_tokens, so does vLLM.
-            asked = asked._replace(body=asked.body | {"max_tokens": None})
+            # MindIE ends an answer where the context ends.
+            room = await self._room(asked, scope, receive, send)
+            asked = asked._replace(body=asked.body | {"max_tokens": room})
             answer = await self._ask(asked, scope, receive, send)
         await answer.finish()
+
+    async def _room(
+        self, asked: Translation, scope: Message, receive: Receive, send: Send
+    ) -> int | None:
+        """For how many tokens there is room; None where vLLM finds out itself, in a chat."""
+        if asked.path != COMPLETIONS:
+            return None
+        body = {"prompt": asked.body["prompt"], "stream": False}
+        question = asked._replace(path="/tokenize", body=body)
+        counted = await self._ask(question, scope, receive, send)
+        if counted.status != 200:
+            return 1
+        count = json.loads(counted.body)
+        return max(1, count["max_model_len"] - count["count"])
 
     async def _ask(
         self, asked: Translation, scope: Message, receive: Receive, send: Send

@@ -10,8 +10,6 @@ from typing import Any
 
 from .mindie_request import ENDINGS, media_url
 
-CHAT = "/v1/chat/completions"
-
 _MINDIES = re.compile(rb'"(?:image|video)_url"\s*:\s*"|"do_sample"\s*:\s*false')
 
 

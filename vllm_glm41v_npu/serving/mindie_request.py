@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from .mindie_fields import INT32_MAX, TGI_FIELDS, VLLM_FIELDS, Field, Refused, dumps, take
 
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
 MAX_BODY_MB = 40
 MAX_MEDIA = 20
 MAX_URL = 4096
@@ -168,7 +170,7 @@ def _sampling(fields: dict[str, Any], samples: bool | None) -> dict[str, Any]:
 def _prompt(prompt: str | list[Any]) -> tuple[str, str, dict[str, Any]]:
     """(route, text, the body's part) of a prompt."""
     if isinstance(prompt, str):
-        return "/v1/completions", prompt, {"prompt": prompt}
+        return COMPLETIONS, prompt, {"prompt": prompt}
     _check_media(prompt)
     parts = [part for item in prompt for part in _part(item)]
     kinds = {part["type"] for part in parts}
@@ -180,7 +182,7 @@ def _prompt(prompt: str | list[Any]) -> tuple[str, str, dict[str, Any]]:
         # MindIE has no reasoning parser here; this switches ours off.
         "chat_template_kwargs": {"keep_tags": "all"},
     }
-    return "/v1/chat/completions", next(texts, ""), body
+    return CHAT, next(texts, ""), body
 
 
 def _check_media(prompt: list[Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.engine.protocol import DeltaMessage
+from vllm.exceptions import VLLMValidationError
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
 from vllm_glm41v_npu.platform import current_backend
@@ -46,7 +47,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         super().__init__(tokenizer, *args, **kwargs)
         self._keep = (kwargs.get("chat_template_kwargs") or {}).get(KEEP_TAGS, "none")
         if self._keep not in [*REMOVED]:
-            raise ValueError(
+            raise VLLMValidationError(  # a ValueError that vLLM answers without a traceback
                 f"chat_template_kwargs has {KEEP_TAGS}={self._keep!r}; expected one of "
                 f"{', '.join(map(repr, REMOVED))}."
             )
@@ -117,7 +118,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         """
         budget = getattr(request, "thinking_token_budget", None)
         if budget is not None and current_backend().is_ascend:
-            raise ValueError(
+            raise VLLMValidationError(
                 "thinking_token_budget is set, and vllm-ascend 0.23.0 has no budget for the "
                 "thinking; leave it out, and limit thinking and answer together by max_tokens."
             )
