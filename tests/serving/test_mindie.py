@@ -167,7 +167,11 @@ def test_the_seeds_chat() -> None:
     assert response is not None
     assert response.chunks == [b"as it is"]
     picture = {"type": "image_url", "image_url": {"url": "file:///data/a.png"}}
-    assert inner.asked[0][1] == chat([picture, text], temperature=0, do_sample=False)
+    scope, body = inner.asked[0]
+    assert body == chat([picture, text], temperature=0, do_sample=False)
+    assert (
+        dict(scope["headers"])[b"content-type"] == b"application/json"
+    )  # which curl -d does not say
 
 
 def test_a_chat_whose_media_are_none() -> None:
