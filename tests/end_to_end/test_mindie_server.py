@@ -201,6 +201,23 @@ def test_reasoning_with_a_grammar(server: httpx.Client) -> None:
     message = bound["choices"][0]["message"]
     assert message["reasoning"] == THINKING
     assert message["content"] in ("yes", "no")
+    options = {"structured_outputs": {"choice": ["yes", "no"]}, "include_reasoning": False}
+    message = chat(server, **options).json()["choices"][0]["message"]
+    assert message["reasoning"] is None
+    assert message["content"] in ("yes", "no")
+
+
+def test_no_thinking(server: httpx.Client) -> None:
+    """Guards a prompt that closes the thinking, as docs/serving.md describes."""
+    picture = {"type": "image_url", "image_url": {"url": PICTURE.as_uri()}}
+    messages = [
+        {"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": "<think></think><answer>"},
+    ]
+    options = {"continue_final_message": True, "add_generation_prompt": False}
+    message = chat(server, messages=messages, **options).json()["choices"][0]["message"]
+    assert message["reasoning"] is None
+    assert message["content"].isdecimal()
 
 
 def test_reasoning_with_a_budget(server: httpx.Client) -> None:
