@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vllm_glm41v_npu.cli import app
+from vllm_glm41v_npu.serving.mindie_config import CHECKED, TRANSLATED, WITHOUT_MEANING
 
 SEED: dict[str, Any] = {
     "ServerConfig": {"httpsEnabled": False, "port": 1040},
@@ -149,6 +150,38 @@ def test_memory_as_much_as_is_free(write: Any) -> None:
     """Guards MindIE's -1."""
     config = changed("BackendConfig.ModelDeployConfig.ModelConfig.npuMemSize", -1)
     assert "kv-cache" not in serve("--config", write(config)).stdout
+
+
+MINDIES = {
+    "ServerConfig": """ipAddress managementIpAddress port managementPort metricsPort maxLinkNum
+        allowAllZeroIpListening httpsEnabled fullTextEnabled tlsCaPath tlsCaFile tlsCert tlsPk
+        tlsCrlPath tlsCrlFiles managementTlsCaFile managementTlsCert managementTlsPk
+        managementTlsCrlPath managementTlsCrlFiles metricsTlsCaFile metricsTlsCert metricsTlsPk
+        metricsTlsCrlPath metricsTlsCrlFiles inferMode interCommTLSEnabled interCommPort
+        interCommTlsCaPath interCommTlsCaFiles interCommTlsCert interCommPk interCommTlsCrlPath
+        interCommTlsCrlFiles openAiSupport tokenTimeout e2eTimeout distDPServerEnabled
+        layerwiseDisaggregated layerwiseDisaggregatedRoleType HealthCheckConfig""",
+    "BackendConfig": """backendName modelInstanceNumber npuDeviceIds tokenizerProcessNumber
+        multiNodesInferEnabled multiNodesInferPort interNodeTLSEnabled interNodeTlsCaPath
+        interNodeTlsCert interNodeTlsPk kvPoolConfig""",
+    "BackendConfig.ModelDeployConfig": "maxSeqLen maxInputTokenLen truncation",
+    "BackendConfig.ModelDeployConfig.ModelConfig": """modelInstanceType modelName modelWeightPath
+        worldSize cpuMemSize npuMemSize backendType trustRemoteCode async_scheduler_wait_time
+        kv_trans_timeout kv_link_timeout models plugin_params""",
+    "BackendConfig.ScheduleConfig": """templateType templateName cacheBlockSize maxPrefillBatchSize
+        maxPrefillTokens prefillTimeMsPerReq prefillPolicyType decodeTimeMsPerReq decodePolicyType
+        maxBatchSize maxIterTimes maxPreemptCount supportSelectBatch maxQueueDelayMicroseconds
+        maxFirstTokenWaitTime maxN""",
+}
+
+
+@pytest.mark.parametrize(
+    "key", [f"{group}.{name}" for group, names in MINDIES.items() for name in names.split()]
+)
+def test_every_key_of_mindies_file_is_known(key: str) -> None:
+    """Guards against "unknown" for a key of the config.json that MindIE comes with."""
+    known = key in TRANSLATED or key in CHECKED
+    assert known + any(key.startswith(begin) for begin in WITHOUT_MEANING) == 1
 
 
 def test_an_unknown_key_is_said(write: Any) -> None:

@@ -52,6 +52,8 @@ CHECKED = {
     f"{SERVER}.inferMode": "has to be standard: prefill and decode are not split over servers",
 }
 
+OTHER_RULES = "vLLM schedules by other rules"
+
 WITHOUT_MEANING = {
     f"{SERVER}.management": "vLLM has one port for all routes",
     f"{SERVER}.metricsPort": "vLLM has /metrics on its one port",
@@ -64,10 +66,14 @@ WITHOUT_MEANING = {
     f"{SERVER}.maxRequestLength": "/generate takes 40 MB",
     f"{SERVER}.interComm": "one server needs no others",
     f"{SERVER}.HealthCheckConfig": "/health asks the engine",
-    f"{SERVER}.": "of HTTPS, or of several servers",
+    f"{SERVER}.tls": "of HTTPS",
+    f"{SERVER}.metricsTls": "of HTTPS",
+    f"{SERVER}.kmc": "of HTTPS",
+    f"{SERVER}.distDPServerEnabled": "one server needs no others",
+    f"{SERVER}.layerwiseDisaggregated": "one server needs no others",
     f"{BACKEND}.backendName": "the engine is vLLM",
     f"{BACKEND}.tokenizerProcessNumber": "vLLM tokenizes in threads of its own",
-    f"{BACKEND}.multiNodes": "of several machines",
+    f"{BACKEND}.multiNodesInferPort": "of several machines",
     f"{BACKEND}.interNode": "of several machines",
     f"{BACKEND}.kvPoolConfig": "vLLM has --kv-transfer-config",
     f"{MODEL}.modelInstanceType": "there is one type",
@@ -77,7 +83,16 @@ WITHOUT_MEANING = {
     f"{MODEL}.kv_": "prefill and decode are not split over servers",
     f"{MODEL}.models": "of MindIE's networks",
     f"{MODEL}.plugin_params": "give vLLM --speculative-config",
-    f"{SCHEDULE}.": "vLLM schedules by other rules",
+    f"{MODEL}.speculationGamma": "give vLLM --speculative-config",
+    f"{SCHEDULE}.template": "vLLM mixes prefill and decode in a step",
+    f"{SCHEDULE}.maxPrefillBatchSize": "vLLM limits the tokens of a step alone",
+    f"{SCHEDULE}.prefill": OTHER_RULES,
+    f"{SCHEDULE}.decode": OTHER_RULES,
+    f"{SCHEDULE}.supportSelectBatch": OTHER_RULES,
+    f"{SCHEDULE}.maxPreemptCount": OTHER_RULES,
+    f"{SCHEDULE}.maxQueueDelayMicroseconds": OTHER_RULES,
+    f"{SCHEDULE}.maxFirstTokenWaitTime": OTHER_RULES,
+    f"{SCHEDULE}.maxN": "vLLM has no limit of n but --max-num-seqs",
     "Version": "of the file",
     "LogConfig": "vLLM logs by VLLM_LOGGING_LEVEL",
     "EnableDynamicAdjustTimeoutConfig": "vLLM has no limit of time",
