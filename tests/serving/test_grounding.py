@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 
+from tests.checkpoints import TINY
 from vllm_glm41v_npu.serving.grounding import COLOURS, Box, draw_boxes, find_boxes
 
 CAT, DOG = Box(10, 20, 300, 400), Box(500, 0, 1000, 999.5)
@@ -78,3 +79,11 @@ def test_drawing(mode: str) -> None:
     assert drawn.getpixel((396, 150)) == tuple(bytes.fromhex(COLOURS[1][1:]))
     assert drawn.getbbox() == (40, 20, 397, 181)
     assert drawn.crop((201, 0, 240, 200)).getbbox() is None
+
+
+def test_drawing_turns_photos() -> None:
+    """Guards boxes on photos of a telephone, which the model sees upright."""
+    with Image.open(TINY.parent / "pictures" / "turned-by-exif.jpg") as photo:
+        upright = ImageOps.exif_transpose(photo)
+        assert upright.size != photo.size
+        assert draw_boxes(photo, []).tobytes() == upright.convert("RGB").tobytes()

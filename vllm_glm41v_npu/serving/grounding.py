@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import cycle
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .thinking import BOX, END_BOX, split
 
@@ -36,7 +36,10 @@ class Box(NamedTuple):
     label: str | None = None
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) in a picture of width x height pixels, as Pillow crops."""
+        """(left, top, right, bottom) in a picture of width x height pixels, as Pillow crops.
+
+        Of a photo, width and height upright: those of `PIL.ImageOps.exif_transpose`.
+        """
         return (
             round(self.x1 * width / SCALE),
             round(self.y1 * height / SCALE),
@@ -58,8 +61,11 @@ def find_boxes(answer: str) -> list[Box]:
 
 
 def draw_boxes(picture: Image.Image, boxes: Iterable[Box]) -> Image.Image:
-    """A copy of `picture`, in RGB, with every box and its label (else its number, from 1)."""
-    drawn = picture.convert("RGB")
+    """A copy of `picture`, in RGB, with every box and its label (else its number, from 1).
+
+    It is turned upright by its EXIF orientation, as the model has seen it.
+    """
+    drawn = ImageOps.exif_transpose(picture).convert("RGB")
     pen = ImageDraw.Draw(drawn)
     line = max(2, round(min(drawn.size) / 200))
     font = ImageFont.load_default(size=max(12, 6 * line))

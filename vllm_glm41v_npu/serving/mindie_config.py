@@ -43,6 +43,9 @@ TRANSLATED = {
     f"{SCHEDULE}.maxIterTimes": Key("max_iter_times", int, "--override-generation-config"),
 }
 
+ALL_THAT_IS_FREE = (f"{MODEL}.npuMemSize", -1)
+"""MindIE's way to ask for what vLLM does if it is told nothing."""
+
 CHECKED = {
     f"{SERVER}.httpsEnabled": "has to be false; for HTTPS give vLLM --ssl-certfile, --ssl-keyfile",
     f"{BACKEND}.npuDeviceIds": "ASCEND_RT_VISIBLE_DEVICES",
@@ -92,7 +95,7 @@ WITHOUT_MEANING = {
     f"{SCHEDULE}.maxPreemptCount": OTHER_RULES,
     f"{SCHEDULE}.maxQueueDelayMicroseconds": OTHER_RULES,
     f"{SCHEDULE}.maxFirstTokenWaitTime": OTHER_RULES,
-    f"{SCHEDULE}.maxN": "vLLM has no limit of n but --max-num-seqs",
+    f"{SCHEDULE}.maxN": "vLLM has VLLM_MAX_N_SEQUENCES",
     "Version": "of the file",
     "LogConfig": "vLLM logs by VLLM_LOGGING_LEVEL",
     "EnableDynamicAdjustTimeoutConfig": "vLLM has no limit of time",
@@ -108,10 +111,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     keys = dict(_flat(_load(path)))
     fields = {}
     for name, key in TRANSLATED.items():
-        if name in keys:
+        if name in keys and (name, keys[name]) != ALL_THAT_IS_FREE:
             fields[key.field] = _typed(name, keys[name], key.kind)
-    if fields.get("kv_memory_gb") == -1:
-        del fields["kv_memory_gb"]  # as much as is free: vLLM's default too
     _check(keys)
     if f"{BACKEND}.npuDeviceIds" in keys:
         fields["device_ids"] = _device_ids(keys[f"{BACKEND}.npuDeviceIds"])
@@ -146,8 +147,9 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise SettingsError(f"{name} is {json.dumps(value)}; expected a value of {kind.__name__}.")
+    if type(value) is not kind or (kind is int and value < 1):
+        expected = {int: "a number of 1 or more", str: "a string", bool: "true or false"}[kind]
+        raise SettingsError(f"{name} is {json.dumps(value)}; expected {expected}.")
     return value
 
 
