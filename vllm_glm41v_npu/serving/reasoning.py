@@ -62,14 +62,9 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
 
         Earlier turns, which may bring thinking of their own, do not count.
         """
-        turn = []
-        for token in reversed(input_ids):
-            if token == self._assistant:
-                break
-            turn.append(token)
-        tags = (token for token in turn if token in (self.start_token_id, self.end_token_id))
-        last = next(tags, None)
-        self._thinks = last == self.start_token_id
+        tags = (self.start_token_id, self.end_token_id, self._assistant)
+        last = next((token for token in reversed(input_ids) if token in tags), None)
+        self._thinks = last == self.start_token_id  # where a stream would begin
         return last == self.end_token_id
 
     def is_reasoning_end_streaming(
