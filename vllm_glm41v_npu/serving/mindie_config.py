@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .command import SettingsError
+from .mindie_fields import TYPES
 
 SERVER, BACKEND = "ServerConfig", "BackendConfig"
 DEPLOY, SCHEDULE = f"{BACKEND}.ModelDeployConfig", f"{BACKEND}.ScheduleConfig"
@@ -147,7 +148,12 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
-    if type(value) is not kind or (kind is int and value < 1):
+    fits = {
+        int: TYPES["integer"](value) and value >= 1,
+        str: TYPES["string"](value),
+        bool: TYPES["boolean"](value),
+    }
+    if not fits[kind]:
         expected = {int: "a number of 1 or more", str: "a string", bool: "true or false"}[kind]
         raise SettingsError(f"{name} is {json.dumps(value)}; expected {expected}.")
     return value
