@@ -73,7 +73,7 @@ def add_norm_biases(model: nn.Module, described: Iterable[str]) -> None:
     """
     if any("norm.bias" in name for name in described):
         for module in list(model.modules()):
-            if type(module) is RMSNorm:
+            if isinstance(module, RMSNorm):
                 _set_bias(module, torch.zeros_like(module.weight))
 
 
