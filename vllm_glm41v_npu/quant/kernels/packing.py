@@ -98,9 +98,10 @@ def pack_weight(weight: Tensor, form: Form | None = None) -> PackedWeight:
             f"The weight has {weight.shape[1]} columns; at most {_MOST_PLACES} can be packed in 4 "
             "bits. Leave the form open."
         )
-    outside = (weight < _SMALLEST) | (weight > _LARGEST)
+    # One comparison as unsigned numbers: int8 wraps, so what is below is far above.
+    outside = (weight - _SMALLEST).view(torch.uint8) > _LARGEST - _SMALLEST
     if form is None:
-        few = int(outside.sum()) <= _MOST_OUTLIERS * weight.numel()
+        few = int(torch.count_nonzero(outside)) <= _MOST_OUTLIERS * weight.numel()
         form = "int4" if few and weight.shape[1] <= _MOST_PLACES else "int8"
     if form == "int8":
         return PackedWeight(weight.contiguous(), weight.shape[1])
