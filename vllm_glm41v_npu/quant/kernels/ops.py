@@ -13,15 +13,16 @@ import functools
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .packing import PackedWeight
 from .product import JOB, worker
 from .team import run
-from .tiles import BLOCK, PAIR
+from .tiles import BLOCK
 
 _LIBRARY = torch.library.Library("glm41v", "FRAGMENT")
 _MANY_INT8, _MANY_INT4 = 8, 32  # tokens from which PyTorch's product is the faster one
-_FEW_INT8, _FEW_INT4 = 20, 4  # tokens below which rows are widened in every tile
+_FEW = 3  # tokens up to which a row is read from end to end: its activations stay in the first cache
 _WIDE = 64  # columns from which it is used; of a single one PyTorch 2.11 gets it wrong
 _CHUNK = 4096  # rows of the weight at a time there
 _WEIGHT = "Tensor x, Tensor values, Tensor? starts, Tensor? columns, Tensor? outliers"
@@ -142,23 +143,18 @@ def _product(x: Tensor, weight: _Weight, scales: _Scales = _UNSCALED) -> Tensor:
 def _multiply(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
     """By the tiles of this package."""
     tokens, columns = x.shape
-    int8 = weight[0].dtype == torch.int8
-    few = tokens < (_FEW_INT8 if int8 else _FEW_INT4)
-    blocks, padded = -(-columns // BLOCK), -(-columns // PAIR) * PAIR
-    # [M, K] -> [blocks, M, 1024], where a task reads one block of many tokens; or [1, M, K]
-    parts, width = (1, padded) if few else (blocks, BLOCK)
-    wide = x.new_zeros(parts, tokens, width, dtype=torch.int16)
-    for part in range(parts):
-        source = x[:, part * width : (part + 1) * width]
-        wide[part, :, : source.shape[1]] = source
+    blocks = -(-columns // BLOCK)
+    wide = x.new_empty(blocks, tokens, BLOCK, dtype=torch.int16)
+    # [M, K] -> [M, blocks, 1024] -> [blocks, M, 1024]
+    wide.copy_(pad(x, (0, -columns % BLOCK)).view(tokens, blocks, BLOCK).transpose(0, 1))
     _run(
         "multiply",
         weight,
-        few=few,
-        columns=columns if int8 else padded,
+        few=tokens <= _FEW,
+        columns=columns if weight[0].dtype == torch.int8 else 2 * weight[0].shape[1],
         blocks=blocks,
         x=wide,
-        x_stride=2 * width,
+        x_stride=2 * BLOCK,
         tokens=tokens,
         out=out,
         out_stride=4 * out.shape[1],

@@ -18,9 +18,11 @@ import numpy as np
 from numba import carray, cfunc, from_dtype, njit, types
 
 from . import tiles
-from .tiles import BLOCK, ROWS, claim, pointer, prefetch, tiles4, tiles8, tiles16, widen_row
+from .tiles import BLOCK, STEP, TOKENS, claim, pointer, prefetch, tiles4, tiles8, tiles16, widen_row
 
-_TOKENS = 256  # whose activations, a block of K wide, stay in the second cache
+_TOKENS = 22 * TOKENS  # of a task
+_ROWS = 64  # of a task: their sums and a block of their weights stay in the second cache
+_AHEAD = 2 * BLOCK  # columns
 
 
 JOB = np.dtype(
@@ -36,7 +38,7 @@ JOB = np.dtype(
 """What a worker is to do; the tensors are those of `PackedWeight` and of `int8_linear`.
 
 Addresses, 0 where there is none; strides in bytes; `columns` with the padding of 4 bits. To
-multiply few tokens, x is int16 [tokens, columns with padding], else int16 [blocks, tokens, BLOCK].
+multiply, x is int16 [blocks, tokens, BLOCK].
 """
 
 
@@ -60,61 +62,55 @@ def _place_outliers(job, row, k, wide):
 
 
 @njit
-def _add_outliers(job, row, x, tokens, sums):
-    """Add the products of a row's outliers to its column of a tile's sums."""
-    places, values = _outliers_between(job, row * job.blocks, (row + 1) * job.blocks)
-    totals = carray(pointer(sums), ROWS * tokens, np.int32)
+def _add_outliers(job, row, k, x, tokens, sums):
+    """Add the products of the outliers of a row's block from column k to a tile's sums."""
+    block = row * job.blocks + k // BLOCK
+    places, values = _outliers_between(job, block, block + 1)
+    totals = carray(pointer(sums), tokens, np.int32)
     for token in range(tokens):
-        activations = carray(pointer(x + token * job.x_stride), job.x_stride // 2, np.int16)
-        total = np.int32(0)
+        activations = carray(pointer(x + token * job.x_stride), BLOCK, np.int16)
         for i in range(len(places)):
-            total += np.int32(values[i]) * np.int32(activations[places[i]])
-        totals[ROWS * token] += total
+            totals[token] += np.int32(values[i]) * np.int32(activations[places[i] - np.uint16(k)])
+
+
+@njit
+def _prefetch_block(job, row, k):
+    """Have a row's block from column k, if there is one, brought near: memory is slow to answer."""
+    start = job.weight + (row * job.columns + k) * job.bits // 8
+    for line in range(0, BLOCK * job.bits // 8, 64):
+        prefetch(start + line)
 
 
 @njit
 def _widen(job, row, k, count, wide):
     """Columns [k, k + count) of a row, at most a BLOCK, as int16 at address wide."""
+    if count % STEP:
+        carray(pointer(wide), BLOCK, np.int16)[count // STEP * STEP :] = 0
     widen_row(job.weight + (row * job.columns + k) * job.bits // 8, job.bits, wide, count)
     if job.starts:
         _place_outliers(job, row, k, wide)
 
 
 @njit
-def _add_block(job, row, rows, k, count, x, tokens, wide, sums):
-    """Add the products of `rows` rows, at most 4, in columns [k, k + count), at most a BLOCK.
+def _add_block(job, row, k, x, tokens, wide, sums):
+    """Add the products of a row's block from column k with a tile's tokens, widened in registers.
 
-    The rows are widened, and zeros fill the last step of 16. x is the address of column k.
+    x is the address of the first token's block. The last columns, less than a STEP, are widened
+    to address wide, with zeros beyond them.
     """
-    for r in range(rows):
-        at = wide + 2 * BLOCK * r
-        _widen(job, row + r, k, count, at)
-        if count % 16:
-            carray(pointer(at), BLOCK, np.int16)[count : count + 16] = 0
-    steps = (count + 15) // 16 * 16
-    stride = job.columns * job.bits // 8
-    following = job.weight + (row + ROWS) * stride + k * job.bits // 8
-    for token in range(0, tokens, 3):
-        line = token // 3 * 64  # while computing, fetch the next rows: memory is slow to answer
-        if line < count * job.bits // 8:
-            for r in range(ROWS):
-                prefetch(following + r * stride + line)
-        part, at = x + token * job.x_stride, sums + 16 * token
-        tiles16(wide, 2 * BLOCK, part, job.x_stride, steps, at, min(3, tokens - token))
-
-
-@njit
-def _add_rows_directly(job, row, k_end, x, tokens, sums):
-    """Add the products of 4 rows in columns [0, k_end), widened in registers."""
-    stride = job.columns * job.bits // 8
-    weight = job.weight + row * stride
-    if job.bits == 8:
-        tiles8(weight, stride, x, job.x_stride, k_end, sums, tokens)
-        return
-    tiles4(weight, stride, x, job.x_stride, k_end, sums, tokens)
+    count = min(BLOCK, job.columns - k)
+    whole = count // STEP * STEP
+    weight = job.weight + (row * job.columns + k) * job.bits // 8
+    if whole and job.bits == 8:
+        tiles8(tokens, weight, x, whole, sums)
+    elif whole:
+        tiles4(tokens, weight, x, whole, sums)
+    if whole < count:
+        carray(pointer(wide), STEP, np.int16)[:] = 0
+        widen_row(weight + whole * job.bits // 8, job.bits, wide, count - whole)
+        tiles16(tokens, wide, x + 2 * whole, STEP, sums)
     if job.starts:
-        for r in range(ROWS):
-            _add_outliers(job, row + r, x, tokens, sums + 4 * r)
+        _add_outliers(job, row, k, x, tokens, sums)
 
 
 @njit
@@ -144,55 +140,65 @@ def _finish(job, token, row, count, totals):
 
 
 @njit
-def _sum_few(job, row, row_end, token, tokens, wide, sums):
+def _sum_few(job, row, row_end, tokens, wide, sums):
     """Row after row, all columns; a row is read once and in order."""
-    x = job.x + token * job.x_stride
-    for r in range(row, row_end, ROWS):
-        at = sums + 4 * (r - row) * tokens  # int32 [tokens, 4]
-        start, rows = 0, min(ROWS, row_end - r)
-        if rows == ROWS and job.columns >= 16:
-            start = job.columns // 16 * 16
-            _add_rows_directly(job, r, start, x, tokens, at)
-        for k in range(start, job.columns, BLOCK):
-            count = min(BLOCK, job.columns - k)
-            _add_block(job, r, rows, k, count, x + 2 * k, tokens, wide, at)
+    for r in range(row, row_end):
+        for k in range(0, job.columns, BLOCK):
+            _prefetch_block(job, r, k + _AHEAD)
+            x = job.x + k // BLOCK * tokens * job.x_stride
+            _add_block(job, r, k, x, tokens, wide, sums + 4 * TOKENS * (r - row))
 
 
 @njit
 def _sum_many(job, row, row_end, token, tokens, wide, sums):
-    """Block after block of columns, all rows; x is [blocks, tokens, BLOCK]."""
+    """Block after block of columns; all rows with a tile's tokens, which stay in the first cache."""
     for k in range(0, job.columns, BLOCK):
         count = min(BLOCK, job.columns - k)
-        x = job.x + (k // BLOCK * job.tokens + token) * job.x_stride
-        for r in range(row, row_end, ROWS):
-            at = sums + 4 * (r - row) * tokens
-            _add_block(job, r, min(ROWS, row_end - r), k, count, x, tokens, wide, at)
+        if job.bits == 4:
+            for r in range(row, row_end):
+                _prefetch_block(job, r + 1, k)
+                _widen(job, r, k, count, wide + 2 * BLOCK * (r - row))
+        at = sums
+        for part in range(token, token + tokens, TOKENS):
+            x = job.x + (k // BLOCK * job.tokens + part) * job.x_stride
+            some = min(TOKENS, token + tokens - part)
+            for r in range(row, row_end):
+                if job.bits == 4:
+                    widened = wide + 2 * BLOCK * (r - row)
+                    tiles16(some, widened, x, (count + STEP - 1) // STEP * STEP, at)
+                else:
+                    if part == token:
+                        _prefetch_block(job, r + 1, k)
+                    _add_block(job, r, k, x, some, wide, at)
+                at += 4 * TOKENS
 
 
 @njit
 def _multiply_task(job, row, row_end, token, tokens, wide, sums):
     """The products of rows [row, row_end) with `tokens` tokens from `token`, written to `out`."""
-    sums[:] = 0  # [rows / 4, tokens, 4]
+    sums[:] = 0  # [tokens / 12, rows, 12]
     if job.few:
-        _sum_few(job, row, row_end, token, tokens, wide.ctypes.data, sums.ctypes.data)
+        _sum_few(job, row, row_end, tokens, wide.ctypes.data, sums.ctypes.data)
     else:
         _sum_many(job, row, row_end, token, tokens, wide.ctypes.data, sums.ctypes.data)
-    totals = np.empty(row_end - row, np.int32)
+    rows = row_end - row
+    totals = np.empty(rows, np.int32)
     for t in range(tokens):
-        for r in range(row_end - row):
-            totals[r] = sums[(r // ROWS * tokens + t) * ROWS + r % ROWS]
-        _finish(job, token + t, row, row_end - row, totals.ctypes.data)
+        first = t // TOKENS * rows * TOKENS + t % TOKENS
+        for r in range(rows):
+            totals[r] = sums[first + r * TOKENS]
+        _finish(job, token + t, row, rows, totals.ctypes.data)
 
 
 @njit
 def _multiply(jobs):
     """out = x . weight^T, scaled if there is a scale."""
     job = jobs[0]
-    rows = 16 if job.few else 64
+    rows = 16 if job.few else _ROWS
     groups = (job.tokens + _TOKENS - 1) // _TOKENS
     tasks = groups * ((job.rows + rows - 1) // rows)
-    wide = np.empty(ROWS * BLOCK, np.int16)
-    sums = np.empty(min(job.tokens, _TOKENS) * rows, np.int32)
+    wide = np.empty(rows * BLOCK, np.int16)
+    sums = np.empty((min(job.tokens, _TOKENS) + TOKENS - 1) // TOKENS * TOKENS * rows, np.int32)
     task = claim(jobs.ctypes.data)
     while task < tasks:
         token, row = task % groups * _TOKENS, task // groups * rows

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of a few rows of a weight with a few tokens, in registers.
+"""Products of a row of a weight with a few tokens, in registers.
 
-A tile is the product of 4 rows of the weight with 1 to 3 tokens, summed over a stretch of K with
-the sums in registers. Both factors are widened to int16: the sum of two such products always fits
-int32, so nothing saturates, unlike the int8 instruction of AVX2 (`vpmaddubsw`) that oneDNN uses.
-LLVM makes `vpmaddwd` of a step on AVX2 and `vpdpwssd` where there is VNNI.
+A tile is the product of a row of the weight with 1 to 12 tokens, summed over a stretch of K with
+one register of sums for each token. Both factors are widened to int16: the sum of two such products
+always fits int32, so nothing saturates, unlike the int8 instruction of AVX2 (`vpmaddubsw`) that
+oneDNN uses. LLVM makes `vpmaddwd` of a step on AVX2 and `vpdpwssd` where there is VNNI. Both take
+activations from memory, so a register of weights, loaded once, and two instructions a token are all
+there is to a step.
 
 It is LLVM code that is generated here, because numba makes these instructions of no loop over more
 than one row. Addresses are integers: `pointer` turns one into what `carray` takes.
@@ -20,13 +22,15 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-BLOCK = 1024  # weights of a row that are widened at once; outliers are indexed by such blocks
+BLOCK = 1024  # columns of a tile at most; outliers are indexed by such blocks
 PAIR = 32  # nibbles: a byte holds weight j (low) and j + 16 (high) of 32 neighbours
-ROWS = 4  # of the weight in a tile
+STEP = 64  # columns: a tile takes multiples
+TOKENS = 12  # of a tile at most: their sums fill the registers, a block of them the first cache
 _LANES = 16  # int16 in a register of 256 bits
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _BYTES, _SHORTS, _WORDS = (ir.VectorType(kind, _LANES) for kind in (_I8, _I16, _I32))
+_SUMS = ir.VectorType(_I32, _LANES // 2)
 
 
 def _shuffle(b: ir.IRBuilder, u: ir.Value, v: ir.Value, lanes: list[int]) -> ir.Value:
@@ -48,18 +52,19 @@ def _multiply_pairs(b: ir.IRBuilder, u: ir.Value, v: ir.Value) -> ir.Value:
 
 
 def _totals(b: ir.IRBuilder, sums: list[ir.Value]) -> ir.Value:
-    """Four int32 [8] to the int32 [4] of their totals."""
+    """Up to four int32 [8] to the int32 [4] of their totals, zeros where there are fewer."""
 
     def fold(u: ir.Value, v: ir.Value) -> ir.Value:
         even, odd = [0, 2, 8, 10, 4, 6, 12, 14], [1, 3, 9, 11, 5, 7, 13, 15]
         return b.add(_shuffle(b, u, v, even), _shuffle(b, u, v, odd))
 
-    both = fold(fold(sums[0], sums[1]), fold(sums[2], sums[3]))  # its halves are to be added
+    one, two, three, four = sums + [ir.Constant(_SUMS, None)] * (4 - len(sums))
+    both = fold(fold(one, two), fold(three, four))  # its halves are to be added
     return b.add(_shuffle(b, both, both, [0, 1, 2, 3]), _shuffle(b, both, both, [4, 5, 6, 7]))
 
 
 def _widen(b: ir.IRBuilder, address: ir.Value, bits: int) -> list[ir.Value]:
-    """The next weights of a row as int16 [16] each: one of 16 or 8 bits, two of nibbles."""
+    """The next 16 weights of a row, of 16 or 8 bits, or 32 of 4 bits, as int16 [16] each."""
     if bits == 16:
         return [_vector(b, address, _SHORTS)]
     wide = b.sext(_vector(b, address, _BYTES), _SHORTS)
@@ -69,69 +74,71 @@ def _widen(b: ir.IRBuilder, address: ir.Value, bits: int) -> list[ir.Value]:
     return [b.ashr(b.shl(wide, up), up), b.ashr(wide, down)]
 
 
-def _loop(
-    b: ir.IRBuilder, count: ir.Value, step: int, sums: int, body: Callable[..., list[ir.Value]]
+def _add_columns(
+    b: ir.IRBuilder, step: int, bits: int, w: ir.Value, x: ir.Value, sums: list[ir.Value]
 ) -> list[ir.Value]:
-    """Run body(k, sums) for k in range(0, count, step), count > 0; the last sums, int32 [8]."""
-    before, inside = b.block, b.append_basic_block("step")
-    after = b.append_basic_block("done")
+    """The sums of a tile with the products of `step` columns added."""
+    column = 0
+    while column < step:
+        for weights in _widen(b, b.add(w, _I64(column * bits // 8)), bits):
+            for token, total in enumerate(sums):
+                at = b.add(x, _I64(2 * (BLOCK * token + column)))
+                sums[token] = b.add(total, _multiply_pairs(b, weights, _vector(b, at, _SHORTS)))
+            column += _LANES
+    return sums
+
+
+def _generate_tile(b: ir.IRBuilder, tokens: int, bits: int, arguments: list[ir.Value]) -> None:
+    """The loop of a tile, and its sums added to what is at `out`, four at a time."""
+    w, x, count, out = arguments
+    step = STEP if tokens <= TOKENS // 3 else PAIR  # of many tokens, a short loop is no slower
+    before, inside, after = b.block, b.append_basic_block("step"), b.append_basic_block("done")
     b.branch(inside)
     b.position_at_end(inside)
-    k = b.phi(_I64)
-    phis = [b.phi(ir.VectorType(_I32, _LANES // 2)) for _ in range(sums)]
-    results = body(k, phis)
+    k, sums = b.phi(_I64), [b.phi(_SUMS) for _ in range(tokens)]
+    w_k, x_k = b.add(w, b.udiv(b.mul(k, _I64(bits)), _I64(8))), b.add(x, b.mul(k, _I64(2)))
+    results = _add_columns(b, step, bits, w_k, x_k, list(sums))
     following = b.add(k, _I64(step))
-    for phi, result in zip(phis, results, strict=True):
-        phi.add_incoming(ir.Constant(phi.type, None), before)
+    for phi, result in zip([k, *sums], [following, *results], strict=True):
+        phi.add_incoming(ir.Constant(phi.type, 0 if phi is k else None), before)
         phi.add_incoming(result, inside)
-    k.add_incoming(_I64(0), before)
-    k.add_incoming(following, inside)
     b.cbranch(b.icmp_signed("<", following, count), inside, after)
     b.position_at_end(after)
-    return results
+    for token in range(0, tokens, 4):
+        address = b.add(out, _I64(4 * token))
+        total = _totals(b, results[token : token + 4])
+        total = b.add(total, _vector(b, address, total.type))
+        b.store(total, b.inttoptr(address, total.type.as_pointer())).align = 4
 
 
-def _make_tile(tokens: int, bits: int) -> Callable[..., None]:
-    """tile(w, w_stride, x, x_stride, k, out): out[t, r] += sum of w[r, :k] * x[t, :k], 4 rows r.
+def _make_tiles(bits: int) -> Callable[..., None]:
+    """tiles(tokens, w, x, k, out): out[t] += sum of w[:k] * x[t, :k] for each token t.
 
-    Everything is an address or a count of bytes or weights: w holds weights of 16, 8 or 4 bits, x
-    int16, out int32 [tokens, 4]; k is a positive multiple of 16, of 32 for 4 bits.
+    All but two numbers are addresses: w holds weights of 16, 8 or 4 bits, x int16 [tokens, BLOCK],
+    out int32 [tokens up to a multiple of 4]; k is a positive multiple of STEP.
     """
-    vectors = 2 if bits == 4 else 1
-
-    def generate(context, b, signature, arguments):  # numba's interface of code generators
-        w, w_stride, x, x_stride, count, out = arguments
-        w_rows = [b.add(w, b.mul(w_stride, _I64(r))) for r in range(ROWS)]
-        x_rows = [b.add(x, b.mul(x_stride, _I64(t))) for t in range(tokens)]
-
-        def step(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            sums = list(sums)
-            k_x, k_w = b.mul(k, _I64(2)), b.udiv(b.mul(k, _I64(bits)), _I64(8))
-            xs = [
-                [_vector(b, b.add(b.add(row, k_x), _I64(32 * v)), _SHORTS) for v in range(vectors)]
-                for row in x_rows
-            ]
-            for r, row in enumerate(w_rows):
-                weights = _widen(b, b.add(row, k_w), bits)
-                for t in range(tokens):
-                    for weight, activation in zip(weights, xs[t], strict=True):
-                        product = _multiply_pairs(b, weight, activation)
-                        sums[t * ROWS + r] = b.add(sums[t * ROWS + r], product)
-            return sums
-
-        sums = _loop(b, count, _LANES * vectors, tokens * ROWS, step)
-        for t in range(tokens):
-            address = b.add(out, _I64(16 * t))
-            total = _totals(b, sums[ROWS * t : ROWS * (t + 1)])
-            total = b.add(total, _vector(b, address, total.type))
-            b.store(total, b.inttoptr(address, total.type.as_pointer())).align = 4
-        return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing_context, w, w_stride, x, x_stride, k, out):
-        return types.void(*[types.int64] * 6), generate
+    def switch(typing_context, tokens, w, x, k, out):
+        def generate(context, b, signature, arguments):  # numba's interface of code generators
+            end = b.append_basic_block("end")
+            choice = b.switch(arguments[0], end)
+            for tokens in range(1, TOKENS + 1):
+                block = b.append_basic_block("tile")
+                choice.add_case(_I64(tokens), block)
+                b.position_at_end(block)
+                _generate_tile(b, tokens, bits, arguments[1:])
+                b.branch(end)
+            b.position_at_end(end)
+            return context.get_dummy_value()
 
-    return tile
+        return types.void(*[types.int64] * 5), generate
+
+    @njit(inline="never")
+    def tiles(tokens, w, x, k, out):
+        switch(tokens, w, x, k, out)
+
+    return tiles
 
 
 @intrinsic
@@ -176,24 +183,6 @@ def _unpack(typing_context, w, wide):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
-
-
-def _make_tiles(bits: int) -> Callable[..., None]:
-    """A tile for any number of tokens: tiles(w, w_stride, x, x_stride, k, out, tokens)."""
-    one, two, three = (_make_tile(tokens, bits) for tokens in (1, 2, 3))
-
-    @njit(inline="never")
-    def tiles(w, w_stride, x, x_stride, k, out, tokens):
-        for _ in range(tokens // 3):
-            three(w, w_stride, x, x_stride, k, out)
-            x += 3 * x_stride
-            out += 3 * 16
-        if tokens % 3 == 2:
-            two(w, w_stride, x, x_stride, k, out)
-        elif tokens % 3 == 1:
-            one(w, w_stride, x, x_stride, k, out)
-
-    return tiles
 
 
 tiles4, tiles8, tiles16 = (_make_tiles(bits) for bits in (4, 8, 16))
