@@ -22,7 +22,6 @@ from .tiles import BLOCK
 
 _LIBRARY = torch.library.Library("glm41v", "FRAGMENT")
 _MANY_INT8, _MANY_INT4 = 8, 32  # tokens from which PyTorch's product is the faster one
-_FEW = 3  # tokens up to which a row is read from end to end: its activations stay in the first cache
 _WIDE = 64  # columns from which it is used; of a single one PyTorch 2.11 gets it wrong
 _CHUNK = 4096  # rows of the weight at a time there
 _WEIGHT = "Tensor x, Tensor values, Tensor? starts, Tensor? columns, Tensor? outliers"
@@ -116,12 +115,10 @@ _UNSCALED = (None, None, None)
 
 def _run(name: str, weight: _Weight, **fields: Tensor | int | None) -> None:
     """Have a worker do a job; tensors become addresses."""
-    values = weight[0]
-    fields |= {"bits": 8 if values.dtype == torch.int8 else 4, "rows": len(values)}
+    fields |= {"bits": 8 if weight[0].dtype == torch.int8 else 4, "rows": len(weight[0])}
     fields |= zip(("weight", "starts", "outlier_columns", "outlier_values"), weight, strict=True)
-    job = np.zeros(1, JOB)
-    for field, value in fields.items():
-        job[field] = value.data_ptr() if isinstance(value, Tensor) else value or 0
+    values = (fields.get(name) for name in JOB.names)
+    job = np.array([x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in values])
     run(worker(name), job.ctypes.data)
 
 
@@ -150,7 +147,6 @@ def _multiply(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
     _run(
         "multiply",
         weight,
-        few=tokens <= _FEW,
         columns=columns if weight[0].dtype == torch.int8 else 2 * weight[0].shape[1],
         blocks=blocks,
         x=wide,

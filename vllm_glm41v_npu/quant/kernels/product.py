@@ -18,18 +18,34 @@ import numpy as np
 from numba import carray, cfunc, from_dtype, njit, types
 
 from . import tiles
-from .tiles import BLOCK, STEP, TOKENS, claim, pointer, prefetch, tiles4, tiles8, tiles16, widen_row
+from .tiles import (
+    BLOCK,
+    FEW,
+    QUARTERS,
+    STEP,
+    TOKENS,
+    claim,
+    pointer,
+    prefetch,
+    quarters4,
+    quarters8,
+    quarters16,
+    row8,
+    row16,
+    widen_row,
+)
 
 _TOKENS = 22 * TOKENS  # of a task
+_FEW_ROWS = 16  # of each quarter
 _ROWS = 64  # of a task: their sums and a block of their weights stay in the second cache
-_AHEAD = 2 * BLOCK  # columns
+_AHEAD = 4 * BLOCK
 
 
 JOB = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("next_task", "few", "bits", "x", "x_stride", "tokens", "weight", "rows", "columns"),
+            *("next_task", "bits", "x", "x_stride", "tokens", "weight", "rows", "columns"),
             *("starts", "outlier_columns", "outlier_values", "blocks"),
             *("out", "out_stride", "scale", "bias", "token_scale"),
         )
@@ -63,14 +79,16 @@ def _place_outliers(job, row, k, wide):
 
 @njit
 def _add_outliers(job, row, k, x, tokens, sums):
-    """Add the products of the outliers of a row's block from column k to a tile's sums."""
+    """Add the products of the outliers of a row's block from column k to its sums of a tile."""
     block = row * job.blocks + k // BLOCK
     places, values = _outliers_between(job, block, block + 1)
-    totals = carray(pointer(sums), tokens, np.int32)
+    totals = carray(pointer(sums), QUARTERS * tokens, np.int32)
     for token in range(tokens):
         activations = carray(pointer(x + token * job.x_stride), BLOCK, np.int16)
+        total = np.int32(0)
         for i in range(len(places)):
-            totals[token] += np.int32(values[i]) * np.int32(activations[places[i] - np.uint16(k)])
+            total += np.int32(values[i]) * np.int32(activations[places[i] - np.uint16(k)])
+        totals[QUARTERS * token] += total
 
 
 @njit
@@ -92,25 +110,45 @@ def _widen(job, row, k, count, wide):
 
 
 @njit
-def _add_block(job, row, k, x, tokens, wide, sums):
-    """Add the products of a row's block from column k with a tile's tokens, widened in registers.
+def _add_quarters(job, row, k, x, tokens, wide, sums):
+    """Add the products of block k of four rows, a quarter of all rows apart, with few tokens.
 
-    x is the address of the first token's block. The last columns, less than a STEP, are widened
-    to address wide, with zeros beyond them.
+    x is the address of the first token's block. The weights are widened in registers, but for the
+    last columns, less than a STEP: to address wide, with zeros beyond them.
     """
-    count = min(BLOCK, job.columns - k)
-    whole = count // STEP * STEP
+    count, quarter = min(BLOCK, job.columns - k), job.rows // QUARTERS
+    whole, rest = count // STEP * STEP, count % STEP
+    stride = quarter * job.columns * job.bits // 8
     weight = job.weight + (row * job.columns + k) * job.bits // 8
     if whole and job.bits == 8:
-        tiles8(tokens, weight, x, whole, sums)
+        quarters8(tokens, weight, stride, x, whole, sums)
     elif whole:
-        tiles4(tokens, weight, x, whole, sums)
-    if whole < count:
-        carray(pointer(wide), STEP, np.int16)[:] = 0
-        widen_row(weight + whole * job.bits // 8, job.bits, wide, count - whole)
-        tiles16(tokens, wide, x + 2 * whole, STEP, sums)
+        quarters4(tokens, weight, stride, x, whole, sums)
+    if rest:
+        carray(pointer(wide), QUARTERS * STEP, np.int16)[:] = 0
+        for r in range(QUARTERS):
+            source = weight + r * stride + whole * job.bits // 8
+            widen_row(source, job.bits, wide + 2 * STEP * r, rest)
+        quarters16(tokens, wide, 2 * STEP, x + 2 * whole, STEP, sums)
     if job.starts:
-        _add_outliers(job, row, k, x, tokens, sums)
+        for r in range(QUARTERS):
+            _add_outliers(job, row + r * quarter, k, x, tokens, sums + 4 * r)
+
+
+@njit
+def _add_row(job, row, k, x, tokens, wide, sums):
+    """Add the products of block k of a row, which is at address wide if it is widened."""
+    count = min(BLOCK, job.columns - k)
+    whole = count // STEP * STEP
+    weight = job.weight + row * job.columns + k
+    if job.bits == 4:
+        row16(tokens, wide, 0, x, (count + STEP - 1) // STEP * STEP, sums)
+        return
+    if whole:
+        row8(tokens, weight, 0, x, whole, sums)
+    if whole < count:
+        _widen(job, row, k + whole, count - whole, wide)
+        row16(tokens, wide, 0, x + 2 * whole, STEP, sums)
 
 
 @njit
@@ -140,47 +178,51 @@ def _finish(job, token, row, count, totals):
 
 
 @njit
-def _sum_few(job, row, row_end, tokens, wide, sums):
-    """Row after row, all columns; a row is read once and in order."""
+def _multiply_quarters(job, row, row_end, wide, sums):
+    """The products of rows [row, row_end) of each quarter with all tokens, written to `out`.
+
+    Memory that is read in four places at once, in order, is at its fastest.
+    """
+    sums[:] = 0  # [rows, tokens, 4]
     for r in range(row, row_end):
+        at = sums.ctypes.data + 4 * QUARTERS * job.tokens * (r - row)
         for k in range(0, job.columns, BLOCK):
-            _prefetch_block(job, r, k + _AHEAD)
-            x = job.x + k // BLOCK * tokens * job.x_stride
-            _add_block(job, r, k, x, tokens, wide, sums + 4 * TOKENS * (r - row))
+            x = job.x + k // BLOCK * job.tokens * job.x_stride
+            _add_quarters(job, r, k, x, job.tokens, wide.ctypes.data, at)
+    totals = np.empty(row_end - row, np.int32)
+    for t in range(job.tokens):
+        for quarter in range(QUARTERS):
+            for r in range(row_end - row):
+                totals[r] = sums[(r * job.tokens + t) * QUARTERS + quarter]
+            first = row + quarter * (job.rows // QUARTERS)
+            _finish(job, t, first, row_end - row, totals.ctypes.data)
 
 
 @njit
-def _sum_many(job, row, row_end, token, tokens, wide, sums):
+def _sum_blocks(job, row, row_end, token, tokens, wide, sums):
     """Block after block of columns; all rows with a tile's tokens, which stay in the first cache."""
     for k in range(0, job.columns, BLOCK):
-        count = min(BLOCK, job.columns - k)
         if job.bits == 4:
             for r in range(row, row_end):
                 _prefetch_block(job, r + 1, k)
-                _widen(job, r, k, count, wide + 2 * BLOCK * (r - row))
+                at = wide + 2 * BLOCK * (r - row)
+                _widen(job, r, k, min(BLOCK, job.columns - k), at)
         at = sums
         for part in range(token, token + tokens, TOKENS):
             x = job.x + (k // BLOCK * job.tokens + part) * job.x_stride
-            some = min(TOKENS, token + tokens - part)
             for r in range(row, row_end):
-                if job.bits == 4:
-                    widened = wide + 2 * BLOCK * (r - row)
-                    tiles16(some, widened, x, (count + STEP - 1) // STEP * STEP, at)
-                else:
-                    if part == token:
-                        _prefetch_block(job, r + 1, k)
-                    _add_block(job, r, k, x, some, wide, at)
+                if part == token and job.bits == 8:
+                    _prefetch_block(job, r + 1, k)
+                some = min(TOKENS, token + tokens - part)
+                _add_row(job, r, k, x, some, wide + 2 * BLOCK * (r - row), at)
                 at += 4 * TOKENS
 
 
 @njit
-def _multiply_task(job, row, row_end, token, tokens, wide, sums):
+def _multiply_rows(job, row, row_end, token, tokens, wide, sums):
     """The products of rows [row, row_end) with `tokens` tokens from `token`, written to `out`."""
     sums[:] = 0  # [tokens / 12, rows, 12]
-    if job.few:
-        _sum_few(job, row, row_end, tokens, wide.ctypes.data, sums.ctypes.data)
-    else:
-        _sum_many(job, row, row_end, token, tokens, wide.ctypes.data, sums.ctypes.data)
+    _sum_blocks(job, row, row_end, token, tokens, wide.ctypes.data, sums.ctypes.data)
     rows = row_end - row
     totals = np.empty(rows, np.int32)
     for t in range(tokens):
@@ -192,18 +234,28 @@ def _multiply_task(job, row, row_end, token, tokens, wide, sums):
 
 @njit
 def _multiply(jobs):
-    """out = x . weight^T, scaled if there is a scale."""
+    """out = x . weight^T, scaled if there is a scale.
+
+    Of few tokens, four quarters of the rows at once, and the up to three rows that are left.
+    """
     job = jobs[0]
-    rows = 16 if job.few else _ROWS
+    quarter = job.rows // QUARTERS if job.tokens <= FEW else 0
+    rest = QUARTERS * quarter
+    quarters = (quarter + _FEW_ROWS - 1) // _FEW_ROWS
     groups = (job.tokens + _TOKENS - 1) // _TOKENS
-    tasks = groups * ((job.rows + rows - 1) // rows)
-    wide = np.empty(rows * BLOCK, np.int16)
-    sums = np.empty((min(job.tokens, _TOKENS) + TOKENS - 1) // TOKENS * TOKENS * rows, np.int32)
+    tasks = quarters + groups * ((job.rows - rest + _ROWS - 1) // _ROWS)
+    wide = np.empty(_ROWS * BLOCK, np.int16)
+    sums = np.empty((min(job.tokens, _TOKENS) + TOKENS - 1) // TOKENS * TOKENS * _ROWS, np.int32)
     task = claim(jobs.ctypes.data)
     while task < tasks:
-        token, row = task % groups * _TOKENS, task // groups * rows
-        tokens, row_end = min(_TOKENS, job.tokens - token), min(row + rows, job.rows)
-        _multiply_task(job, row, row_end, token, tokens, wide, sums)
+        if task < quarters:
+            row = task * _FEW_ROWS
+            _multiply_quarters(job, row, min(row + _FEW_ROWS, quarter), wide, sums)
+        else:
+            token = (task - quarters) % groups * _TOKENS
+            row = rest + (task - quarters) // groups * _ROWS
+            row_end, tokens = min(row + _ROWS, job.rows), min(_TOKENS, job.tokens - token)
+            _multiply_rows(job, row, row_end, token, tokens, wide, sums)
         task = claim(jobs.ctypes.data)
 
 

@@ -26,6 +26,9 @@ BLOCK = 1024  # columns of a tile at most; outliers are indexed by such blocks
 PAIR = 32  # nibbles: a byte holds weight j (low) and j + 16 (high) of 32 neighbours
 STEP = 64  # columns: a tile takes multiples
 TOKENS = 12  # of a tile at most: their sums fill the registers, a block of them the first cache
+QUARTERS = 4  # rows of a tile of few tokens
+FEW = TOKENS // QUARTERS
+_AHEAD = 2048  # bytes: memory is slow to answer
 _LANES = 16  # int16 in a register of 256 bits
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -74,69 +77,93 @@ def _widen(b: ir.IRBuilder, address: ir.Value, bits: int) -> list[ir.Value]:
     return [b.ashr(b.shl(wide, up), up), b.ashr(wide, down)]
 
 
+def _prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+    """Have the cache line at an address, valid or not, brought near."""
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
+    read, second_cache, data = _I32(0), _I32(2), _I32(1)
+    b.call(function, [b.inttoptr(address, _I8.as_pointer()), read, second_cache, data])
+
+
 def _add_columns(
-    b: ir.IRBuilder, step: int, bits: int, w: ir.Value, x: ir.Value, sums: list[ir.Value]
+    b: ir.IRBuilder,
+    columns: int,
+    bits: int,
+    rows: list[ir.Value],
+    x: ir.Value,
+    sums: list[ir.Value],
 ) -> list[ir.Value]:
-    """The sums of a tile with the products of `step` columns added."""
-    column = 0
-    while column < step:
-        for weights in _widen(b, b.add(w, _I64(column * bits // 8)), bits):
-            for token, total in enumerate(sums):
-                at = b.add(x, _I64(2 * (BLOCK * token + column)))
-                sums[token] = b.add(total, _multiply_pairs(b, weights, _vector(b, at, _SHORTS)))
-            column += _LANES
+    """The sums of a tile, [tokens, rows], with the products of some columns added."""
+    sums = list(sums)
+    for column in range(0, columns, PAIR):
+        for r, row in enumerate(rows):
+            at = b.add(row, _I64(column * bits // 8))
+            halves = [at] if bits == 4 else [at, b.add(at, _I64(PAIR * bits // 16))]
+            weights = [vector for half in halves for vector in _widen(b, half, bits)]
+            for i in range(r, len(sums), len(rows)):
+                for half, vector in enumerate(weights):
+                    k = BLOCK * (i // len(rows)) + column + _LANES * half
+                    activations = _vector(b, b.add(x, _I64(2 * k)), _SHORTS)
+                    sums[i] = b.add(sums[i], _multiply_pairs(b, vector, activations))
     return sums
 
 
-def _generate_tile(b: ir.IRBuilder, tokens: int, bits: int, arguments: list[ir.Value]) -> None:
+def _generate_tile(
+    b: ir.IRBuilder, rows: int, tokens: int, bits: int, arguments: list[ir.Value]
+) -> None:
     """The loop of a tile, and its sums added to what is at `out`, four at a time."""
-    w, x, count, out = arguments
-    step = STEP if tokens <= TOKENS // 3 else PAIR  # of many tokens, a short loop is no slower
+    w, stride, x, count, out = arguments
     before, inside, after = b.block, b.append_basic_block("step"), b.append_basic_block("done")
     b.branch(inside)
     b.position_at_end(inside)
-    k, sums = b.phi(_I64), [b.phi(_SUMS) for _ in range(tokens)]
-    w_k, x_k = b.add(w, b.udiv(b.mul(k, _I64(bits)), _I64(8))), b.add(x, b.mul(k, _I64(2)))
-    results = _add_columns(b, step, bits, w_k, x_k, list(sums))
+    k, sums = b.phi(_I64), [b.phi(_SUMS) for _ in range(rows * tokens)]
+    w_k = b.add(w, b.udiv(b.mul(k, _I64(bits)), _I64(8)))
+    w_rows = [b.add(w_k, b.mul(stride, _I64(row))) for row in range(rows)]
+    if rows > 1:
+        for row in w_rows:
+            _prefetch(b, b.add(row, _I64(_AHEAD)))
+    step = STEP if rows > 1 else PAIR  # in the loop of one row there is no prefetch for each line
+    results = _add_columns(b, step, bits, w_rows, b.add(x, b.mul(k, _I64(2))), sums)
     following = b.add(k, _I64(step))
     for phi, result in zip([k, *sums], [following, *results], strict=True):
         phi.add_incoming(ir.Constant(phi.type, 0 if phi is k else None), before)
         phi.add_incoming(result, inside)
     b.cbranch(b.icmp_signed("<", following, count), inside, after)
     b.position_at_end(after)
-    for token in range(0, tokens, 4):
-        address = b.add(out, _I64(4 * token))
-        total = _totals(b, results[token : token + 4])
+    for i in range(0, len(results), 4):
+        address = b.add(out, _I64(4 * i))
+        total = _totals(b, results[i : i + 4])
         total = b.add(total, _vector(b, address, total.type))
         b.store(total, b.inttoptr(address, total.type.as_pointer())).align = 4
 
 
-def _make_tiles(bits: int) -> Callable[..., None]:
-    """tiles(tokens, w, x, k, out): out[t] += sum of w[:k] * x[t, :k] for each token t.
+def _make_tiles(rows: int, bits: int) -> Callable[..., None]:
+    """tiles(tokens, w, stride, x, k, out): out[t, r] += sum of w[r, :k] * x[t, :k].
 
-    All but two numbers are addresses: w holds weights of 16, 8 or 4 bits, x int16 [tokens, BLOCK],
-    out int32 [tokens up to a multiple of 4]; k is a positive multiple of STEP.
+    All but `tokens`, `k` and `stride`, the bytes from one row r to the next, are addresses: w holds
+    weights of 16, 8 or 4 bits, x int16 [tokens, BLOCK], out int32 [tokens, rows], of a multiple of
+    4 numbers; k is a positive multiple of STEP.
     """
 
     @intrinsic
-    def switch(typing_context, tokens, w, x, k, out):
+    def switch(typing_context, tokens, w, stride, x, k, out):
         def generate(context, b, signature, arguments):  # numba's interface of code generators
             end = b.append_basic_block("end")
             choice = b.switch(arguments[0], end)
-            for tokens in range(1, TOKENS + 1):
+            for number in range(1, TOKENS // rows + 1):
                 block = b.append_basic_block("tile")
-                choice.add_case(_I64(tokens), block)
+                choice.add_case(_I64(number), block)
                 b.position_at_end(block)
-                _generate_tile(b, tokens, bits, arguments[1:])
+                _generate_tile(b, rows, number, bits, arguments[1:])
                 b.branch(end)
             b.position_at_end(end)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), generate
+        return types.void(*[types.int64] * 6), generate
 
-    @njit(inline="never")
-    def tiles(tokens, w, x, k, out):
-        switch(tokens, w, x, k, out)
+    @njit
+    def tiles(tokens, w, stride, x, k, out):
+        switch(tokens, w, stride, x, k, out)
 
     return tiles
 
@@ -153,10 +180,7 @@ def prefetch(typing_context, address):
     """Have the cache line at an address, valid or not, brought near."""
 
     def generate(context, b, signature, args):
-        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
-        read, second_cache, data = _I32(0), _I32(2), _I32(1)
-        b.call(function, [b.inttoptr(args[0], _I8.as_pointer()), read, second_cache, data])
+        _prefetch(b, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -185,7 +209,8 @@ def _unpack(typing_context, w, wide):
     return types.void(types.int64, types.int64), generate
 
 
-tiles4, tiles8, tiles16 = (_make_tiles(bits) for bits in (4, 8, 16))
+row8, row16 = (_make_tiles(1, bits) for bits in (8, 16))
+quarters4, quarters8, quarters16 = (_make_tiles(QUARTERS, bits) for bits in (4, 8, 16))
 
 
 @njit
