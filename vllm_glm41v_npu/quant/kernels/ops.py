@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .packing import PackedWeight
-from .product import JOB, worker
+from .product import FIELDS, worker
 from .team import run
 from .tiles import BLOCK
 
@@ -117,8 +117,9 @@ def _run(name: str, weight: _Weight, **fields: Tensor | int | None) -> None:
     """Have a worker do a job; tensors become addresses."""
     fields |= {"bits": 8 if weight[0].dtype == torch.int8 else 4, "rows": len(weight[0])}
     fields |= zip(("weight", "starts", "outlier_columns", "outlier_values"), weight, strict=True)
-    values = (fields.get(name) for name in JOB.names)
-    job = np.array([x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in values])
+    values = (fields.get(name) for name in FIELDS)
+    numbers = [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in values]
+    job = np.array(numbers, np.int64)
     run(worker(name), job.ctypes.data)
 
 
@@ -143,7 +144,8 @@ def _multiply(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
     blocks = -(-columns // BLOCK)
     wide = x.new_empty(blocks, tokens, BLOCK, dtype=torch.int16)
     # [M, K] -> [M, blocks, 1024] -> [blocks, M, 1024]
-    wide.copy_(pad(x, (0, -columns % BLOCK)).view(tokens, blocks, BLOCK).transpose(0, 1))
+    whole = pad(x, (0, -columns % BLOCK)) if columns % BLOCK else x
+    wide.copy_(whole.view(tokens, blocks, BLOCK).transpose(0, 1))
     _run(
         "multiply",
         weight,

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact int8 product, compiled by numba for the CPU it runs on.
 
-With few tokens the weight is widened in registers and read once, so the time is that of reading
-memory. With many, rows are widened once into the first cache and shared by a block of tokens. A
-job is cut into tasks, and threads take the next one until none is left.
+With few tokens the weight is read once, so the time is that of reading memory, in four places at
+once. With many, a block of some rows stays in the second cache, and a tile's activations in the
+first. A job is cut into tasks, and threads take the next one until none is left.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numba import carray, cfunc, from_dtype, njit, types
 
-from . import tiles
+from . import blocks, tiles
+from .blocks import add_outliers, prefetch_block, widen_block
 from .tiles import (
     BLOCK,
     FEW,
@@ -26,7 +27,6 @@ from .tiles import (
     TOKENS,
     claim,
     pointer,
-    prefetch,
     quarters4,
     quarters8,
     quarters16,
@@ -37,76 +37,19 @@ from .tiles import (
 
 _TOKENS = 22 * TOKENS  # of a task
 _FEW_ROWS = 16  # of each quarter
-_ROWS = 64  # of a task: their sums and a block of their weights stay in the second cache
-_AHEAD = 4 * BLOCK
+_ROWS = 64  # of a task: a block of their weights and their sums stay in the second cache
 
-
-JOB = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            *("next_task", "bits", "x", "x_stride", "tokens", "weight", "rows", "columns"),
-            *("starts", "outlier_columns", "outlier_values", "blocks"),
-            *("out", "out_stride", "scale", "bias", "token_scale"),
-        )
-    ]
+FIELDS = (
+    *("next_task", "bits", "x", "x_stride", "tokens", "weight", "rows", "columns"),
+    *("starts", "outlier_columns", "outlier_values", "blocks"),
+    *("out", "out_stride", "scale", "bias", "token_scale"),
 )
+JOB = np.dtype([(name, np.int64) for name in FIELDS])
 """What a worker is to do; the tensors are those of `PackedWeight` and of `int8_linear`.
 
 Addresses, 0 where there is none; strides in bytes; `columns` with the padding of 4 bits. To
 multiply, x is int16 [blocks, tokens, BLOCK].
 """
-
-
-@njit
-def _outliers_between(job, start, end):
-    """Columns and values of the outliers from entry `start` to `end` of the index."""
-    first = carray(pointer(job.starts + 4 * start), 1, np.int32)[0]
-    count = carray(pointer(job.starts + 4 * end), 1, np.int32)[0] - first
-    places = carray(pointer(job.outlier_columns + 2 * first), count, np.uint16)
-    return places, carray(pointer(job.outlier_values + first), count, np.int8)
-
-
-@njit
-def _place_outliers(job, row, k, wide):
-    """Write the outliers of a row's block from column k over its zeros at address wide."""
-    block = row * job.blocks + k // BLOCK
-    places, values = _outliers_between(job, block, block + 1)
-    target = carray(pointer(wide), BLOCK, np.int16)
-    for i in range(len(places)):
-        target[places[i] - np.uint16(k)] = values[i]
-
-
-@njit
-def _add_outliers(job, row, k, x, tokens, sums):
-    """Add the products of the outliers of a row's block from column k to its sums of a tile."""
-    block = row * job.blocks + k // BLOCK
-    places, values = _outliers_between(job, block, block + 1)
-    totals = carray(pointer(sums), QUARTERS * tokens, np.int32)
-    for token in range(tokens):
-        activations = carray(pointer(x + token * job.x_stride), BLOCK, np.int16)
-        total = np.int32(0)
-        for i in range(len(places)):
-            total += np.int32(values[i]) * np.int32(activations[places[i] - np.uint16(k)])
-        totals[QUARTERS * token] += total
-
-
-@njit
-def _prefetch_block(job, row, k):
-    """Have a row's block from column k, if there is one, brought near: memory is slow to answer."""
-    start = job.weight + (row * job.columns + k) * job.bits // 8
-    for line in range(0, BLOCK * job.bits // 8, 64):
-        prefetch(start + line)
-
-
-@njit
-def _widen(job, row, k, count, wide):
-    """Columns [k, k + count) of a row, at most a BLOCK, as int16 at address wide."""
-    if count % STEP:
-        carray(pointer(wide), BLOCK, np.int16)[count // STEP * STEP :] = 0
-    widen_row(job.weight + (row * job.columns + k) * job.bits // 8, job.bits, wide, count)
-    if job.starts:
-        _place_outliers(job, row, k, wide)
 
 
 @njit
@@ -132,7 +75,7 @@ def _add_quarters(job, row, k, x, tokens, wide, sums):
         quarters16(tokens, wide, 2 * STEP, x + 2 * whole, STEP, sums)
     if job.starts:
         for r in range(QUARTERS):
-            _add_outliers(job, row + r * quarter, k, x, tokens, sums + 4 * r)
+            add_outliers(job, row + r * quarter, k, x, tokens, sums + 4 * r)
 
 
 @njit
@@ -147,7 +90,7 @@ def _add_row(job, row, k, x, tokens, wide, sums):
     if whole:
         row8(tokens, weight, 0, x, whole, sums)
     if whole < count:
-        _widen(job, row, k + whole, count - whole, wide)
+        widen_block(job, row, k + whole, count - whole, wide)
         row16(tokens, wide, 0, x + 2 * whole, STEP, sums)
 
 
@@ -200,19 +143,19 @@ def _multiply_quarters(job, row, row_end, wide, sums):
 
 @njit
 def _sum_blocks(job, row, row_end, token, tokens, wide, sums):
-    """Block after block of columns; all rows with a tile's tokens, which stay in the first cache."""
+    """Block after block of columns: all rows with the tokens of a tile, then with the next."""
     for k in range(0, job.columns, BLOCK):
         if job.bits == 4:
             for r in range(row, row_end):
-                _prefetch_block(job, r + 1, k)
+                prefetch_block(job, r + 1, k)
                 at = wide + 2 * BLOCK * (r - row)
-                _widen(job, r, k, min(BLOCK, job.columns - k), at)
+                widen_block(job, r, k, min(BLOCK, job.columns - k), at)
         at = sums
         for part in range(token, token + tokens, TOKENS):
             x = job.x + (k // BLOCK * job.tokens + part) * job.x_stride
             for r in range(row, row_end):
                 if part == token and job.bits == 8:
-                    _prefetch_block(job, r + 1, k)
+                    prefetch_block(job, r + 1, k)
                 some = min(TOKENS, token + tokens - part)
                 _add_row(job, r, k, x, some, wide + 2 * BLOCK * (r - row), at)
                 at += 4 * TOKENS
@@ -277,7 +220,7 @@ def _unpack(jobs):
     row = claim(jobs.ctypes.data)
     while row < job.rows:
         for k in range(0, job.out_stride, BLOCK):
-            _widen(job, row, k, min(BLOCK, job.columns - k), wide.ctypes.data)
+            widen_block(job, row, k, min(BLOCK, job.columns - k), wide.ctypes.data)
             count = min(BLOCK, job.out_stride - k)
             source = carray(pointer(wide.ctypes.data), count, np.int16)
             target = carray(pointer(job.out + row * job.out_stride + k), count, np.int8)
@@ -290,7 +233,7 @@ def _functions(source: int) -> dict[str, Callable[[Any], None]]:
     """What threads run, by name.
 
     numba's cache on disk looks at this file, and at the variables that a function encloses: thus
-    `source`, a number that is never 0 and changes with tiles.py.
+    `source`, a number that is never 0 and changes with blocks.py and tiles.py.
     """
 
     def multiply(data):
@@ -315,7 +258,8 @@ def worker(name: Literal["multiply", "scale", "unpack"]) -> int:
     Compiling takes some seconds, once on a machine: the code is kept in a cache on disk where a
     directory for it can be written (beside this file, in the user's cache, or NUMBA_CACHE_DIR).
     """
-    source = zlib.crc32(Path(tiles.__file__).read_bytes()) | 1
+    files = (inspect.getsource(module).encode() for module in (blocks, tiles))
+    source = zlib.crc32(b"".join(files)) | 1
     function = _functions(source)[name]
     signature = types.void(types.CPointer(from_dtype(JOB)))
     try:

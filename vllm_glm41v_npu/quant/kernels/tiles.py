@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of a row of a weight with a few tokens, in registers.
+"""Products of one or four rows of a weight with a few tokens, in registers.
 
-A tile is the product of a row of the weight with 1 to 12 tokens, summed over a stretch of K with
-one register of sums for each token. Both factors are widened to int16: the sum of two such products
-always fits int32, so nothing saturates, unlike the int8 instruction of AVX2 (`vpmaddubsw`) that
-oneDNN uses. LLVM makes `vpmaddwd` of a step on AVX2 and `vpdpwssd` where there is VNNI. Both take
-activations from memory, so a register of weights, loaded once, and two instructions a token are all
-there is to a step.
+A tile is the product of a row with 1 to 12 tokens, or of four rows with 1 to 3, summed over a
+stretch of K with a register of sums for each pair. Both factors are widened to int16: the sum of
+two such products always fits int32, so nothing saturates, unlike the int8 instruction of AVX2
+(`vpmaddubsw`) that oneDNN uses. LLVM makes `vpmaddwd` of a step on AVX2 and `vpdpwssd` where there
+is VNNI. Both take activations from memory, so with 12 tokens a step is little more than these.
 
 It is LLVM code that is generated here, because numba makes these instructions of no loop over more
 than one row. Addresses are integers: `pointer` turns one into what `carray` takes.

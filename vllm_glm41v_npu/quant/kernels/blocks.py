@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A block of a row of the weight of a job (`product.JOB`): widened, its outliers, its prefetch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from .tiles import BLOCK, QUARTERS, STEP, pointer, prefetch, widen_row
+
+
+@njit
+def _outliers_between(job, start, end):
+    """Columns and values of the outliers from entry `start` to `end` of the index."""
+    first = carray(pointer(job.starts + 4 * start), 1, np.int32)[0]
+    count = carray(pointer(job.starts + 4 * end), 1, np.int32)[0] - first
+    places = carray(pointer(job.outlier_columns + 2 * first), count, np.uint16)
+    return places, carray(pointer(job.outlier_values + first), count, np.int8)
+
+
+@njit
+def _place_outliers(job, row, k, wide):
+    """Write the outliers of a row's block from column k over its zeros at address wide."""
+    block = row * job.blocks + k // BLOCK
+    places, values = _outliers_between(job, block, block + 1)
+    target = carray(pointer(wide), BLOCK, np.int16)
+    for i in range(len(places)):
+        target[places[i] - np.uint16(k)] = values[i]
+
+
+@njit
+def add_outliers(job, row, k, x, tokens, sums):
+    """Add the products of the outliers of a row's block from column k to its sums of a tile."""
+    block = row * job.blocks + k // BLOCK
+    places, values = _outliers_between(job, block, block + 1)
+    totals = carray(pointer(sums), QUARTERS * tokens, np.int32)
+    for token in range(tokens):
+        activations = carray(pointer(x + token * job.x_stride), BLOCK, np.int16)
+        total = np.int32(0)
+        for i in range(len(places)):
+            total += np.int32(values[i]) * np.int32(activations[places[i] - np.uint16(k)])
+        totals[QUARTERS * token] += total
+
+
+@njit
+def prefetch_block(job, row, k):
+    """Have a row's block from column k, if there is one, brought near: memory is slow to answer."""
+    start = job.weight + (row * job.columns + k) * job.bits // 8
+    for line in range(0, BLOCK * job.bits // 8, 64):
+        prefetch(start + line)
+
+
+@njit
+def widen_block(job, row, k, count, wide):
+    """Columns [k, k + count) of a row, at most a BLOCK, as int16 at address wide."""
+    if count % STEP:
+        carray(pointer(wide), BLOCK, np.int16)[count // STEP * STEP :] = 0
+    widen_row(job.weight + (row * job.columns + k) * job.bits // 8, job.bits, wide, count)
+    if job.starts:
+        _place_outliers(job, row, k, wide)
