@@ -29,16 +29,20 @@ def _place_outliers(job, row, k, wide):
 
 
 @njit
-def add_outliers(job, row, k, x, tokens, sums):
-    """Add the products of the outliers of a row's block from column k to its sums of a tile."""
-    block = row * job.blocks + k // BLOCK
-    places, values = _outliers_between(job, block, block + 1)
-    totals = carray(pointer(sums), QUARTERS * tokens, np.int32)
-    for token in range(tokens):
-        activations = carray(pointer(x + token * job.x_stride), BLOCK, np.int16)
+def add_outliers(job, row, sums):
+    """Add the products of all outliers of a row to its sums of a tile of all tokens of the job.
+
+    Once for a row, not for each block of it: a block has too few for a loop.
+    """
+    places, values = _outliers_between(job, row * job.blocks, (row + 1) * job.blocks)
+    activations = carray(pointer(job.x), job.blocks * job.tokens * BLOCK, np.int16)
+    totals = carray(pointer(sums), QUARTERS * job.tokens, np.int32)
+    for token in range(job.tokens):
         total = np.int32(0)
         for i in range(len(places)):
-            total += np.int32(values[i]) * np.int32(activations[places[i] - np.uint16(k)])
+            place = np.int64(places[i])
+            at = place + place // BLOCK * BLOCK * (job.tokens - 1) + BLOCK * token
+            total += np.int32(values[i]) * np.int32(activations[at])
         totals[QUARTERS * token] += total
 
 

@@ -73,9 +73,6 @@ def _add_quarters(job, row, k, x, tokens, wide, sums):
             source = weight + r * stride + whole * job.bits // 8
             widen_row(source, job.bits, wide + 2 * STEP * r, rest)
         quarters16(tokens, wide, 2 * STEP, x + 2 * whole, STEP, sums)
-    if job.starts:
-        for r in range(QUARTERS):
-            add_outliers(job, row + r * quarter, k, x, tokens, sums + 4 * r)
 
 
 @njit
@@ -132,6 +129,9 @@ def _multiply_quarters(job, row, row_end, wide, sums):
         for k in range(0, job.columns, BLOCK):
             x = job.x + k // BLOCK * job.tokens * job.x_stride
             _add_quarters(job, r, k, x, job.tokens, wide.ctypes.data, at)
+        if job.starts:
+            for quarter in range(QUARTERS):
+                add_outliers(job, r + quarter * (job.rows // QUARTERS), at + 4 * quarter)
     totals = np.empty(row_end - row, np.int32)
     for t in range(job.tokens):
         for quarter in range(QUARTERS):
