@@ -32,16 +32,18 @@ def _place_outliers(job, row, k, wide):
 def add_outliers(job, row, sums):
     """Add the products of all outliers of a row to its sums of a tile of all tokens of the job.
 
-    Once for a row, not for each block of it: a block has too few for a loop.
+    Once for a row, not for each block of it: a block has too few for a loop. Places are unsigned:
+    numba checks the sign of other indices, and adds the length to what is negative.
     """
     places, values = _outliers_between(job, row * job.blocks, (row + 1) * job.blocks)
-    activations = carray(pointer(job.x), job.blocks * job.tokens * BLOCK, np.int16)
-    totals = carray(pointer(sums), QUARTERS * job.tokens, np.int32)
+    totals, others = carray(pointer(sums), QUARTERS * job.tokens, np.int32), job.tokens - 1
     for token in range(job.tokens):
+        size = (job.blocks * job.tokens - token) * BLOCK
+        activations = carray(pointer(job.x + token * job.x_stride), size, np.int16)
         total = np.int32(0)
         for i in range(len(places)):
-            place = np.int64(places[i])
-            at = place + place // BLOCK * BLOCK * (job.tokens - 1) + BLOCK * token
+            place = np.uint64(places[i])
+            at = place + (place & np.uint64(2**16 - BLOCK)) * np.uint64(others)
             total += np.int32(values[i]) * np.int32(activations[at])
         totals[QUARTERS * token] += total
 
