@@ -14,15 +14,14 @@ from pathlib import Path
 
 import torch
 import torch_npu
-from safetensors import safe_open
 from torch import Tensor, nn
 from vllm.config import get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm_ascend._310p.quantization.methods.w8a8sc import AscendW8A8SCLinearMethod310
 
 from vllm_glm41v_npu.quant.description import COMPRESSED
-from vllm_glm41v_npu.quant.recognition import local_folder
-from vllm_glm41v_npu.quant.shards import PATTERN, ShardError
+from vllm_glm41v_npu.quant.record import ShardError
+from vllm_glm41v_npu.quant.shards import stored_weights
 
 from .norms import fuse_norms
 
@@ -65,7 +64,7 @@ class CompressedScheme(AscendW8A8SCLinearMethod310):
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         super().process_weights_after_loading(layer)
-        layer.weight.data = layer.weight.data[: _stored_length(f"{layer.prefix}.weight")].clone()
+        layer.weight.data = layer.weight.data[: _stored_length(layer.prefix)].clone()
         fuse_norms(layer)
 
     def apply(
@@ -101,21 +100,11 @@ _LIBRARY.impl("compressed_linear", _multiply, "PrivateUse1")
 _LIBRARY.impl("compressed_linear", _shape_only, "Meta")
 
 
-def _stored_length(name: str) -> int:
-    """How many bytes a compressed weight has in this rank's shard, by its name there."""
-    model = get_current_vllm_config().model_config
-    folder = local_folder(model.model, ["*.safetensors"], model.revision)
-    return _lengths(folder, get_tensor_model_parallel_rank())[name]
+def _stored_length(layer: str) -> int:
+    """How many bytes a layer's compressed weight has in this rank's shard."""
+    folder = Path(get_current_vllm_config().model_config.model)
+    stored = _stored_weights(folder, get_tensor_model_parallel_rank())[layer]
+    return stored.sizes["weight"][0]
 
 
-@cache
-def _lengths(folder: Path, rank: int) -> dict[str, int]:
-    """Length of each one-dimensional tensor of a rank, from the headers of its files."""
-    lengths = {}
-    for path in sorted(folder.glob(PATTERN.format(rank=rank, part="*"))):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                shape = file.get_slice(name).get_shape()
-                if len(shape) == 1:
-                    lengths[name] = shape[0]
-    return lengths
+_stored_weights = cache(stored_weights)
