@@ -13,6 +13,7 @@ import pytest
 
 from tests.doctor.machines import (
     A2,
+    BFLOAT16,
     GIB,
     say,
     write_memory,
@@ -92,7 +93,7 @@ def large(copy) -> Path:
 )
 def test_memory_of_the_host(machine, large, tmp_path, total, available, status):
     """Guards against a process that is killed while it loads."""
-    context = machine(large)
+    context = machine(large, FAKE_VLLM=BFLOAT16)
     write_memory(tmp_path, total, available)
     finding = say(context, "model memory")
     assert finding.status == status

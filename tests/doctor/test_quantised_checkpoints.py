@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.machines import (
+    BFLOAT16,
     say,
     write_weights,
 )
@@ -16,8 +17,6 @@ from vllm_glm41v_npu import doctor
 from vllm_glm41v_npu.quant.record import LAYOUT, RECORD, Record
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj."
-BFLOAT16 = "from vllm_glm41v_npu import platform; platform.has_bfloat16_instructions = lambda: True"
-"""Makes any CPU one that computes in bfloat16."""
 
 
 def quantise(folder: Path, kind: str, deq_scale: str, **names: str) -> None:
