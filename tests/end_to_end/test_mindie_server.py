@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tests.checkpoints import TINY
 from tests.end_to_end.servers import MAX_MODEL_LEN, data_uri, running, video_uri
-from tests.lane import ALL_LANES, ON_CPU
+from tests.lane import ON_CPU
 
-pytestmark = ALL_LANES
+pytestmark = pytest.mark.cpu
 
 ASSETS = TINY.parent
 PICTURE, CLIP = ASSETS / "pictures" / "printed.png", ASSETS / "videos" / "numbers.mp4"
