@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import base64
 import mimetypes
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+
+from vllm_glm41v_npu.cli.errors import check_installed, fail
+from vllm_glm41v_npu.media_files import data_url
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +32,7 @@ def ask(
 
     Exits with 2 where an argument is wrong, and with 1 where vLLM is missing or cannot answer.
     """
-    _check_installed()
+    check_installed()
     media: list[Image | Video] = [_open(path) for path in files]
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
@@ -46,7 +47,7 @@ def ask(
         llm = LLM(model, limit_mm_per_prompt=_counts(media), enforce_eager=True)
         outputs = llm.chat(conversation(media, question), sampling, use_tqdm=False)
     except (ValueError, OSError, RuntimeError) as error:
-        _fail(f"{model} could not answer: {error}", code=1)
+        fail(f"{model} could not answer: {error}", code=1)
     typer.echo(outputs[0].outputs[0].text)
 
 
@@ -66,8 +67,7 @@ def conversation(media: Sequence[Image | Video], question: str) -> list[Any]:
 def _part(medium: Image | Video) -> dict[str, Any]:
     if not isinstance(medium, Video):
         return {"type": "image_pil", "image_pil": medium}
-    encoded = base64.b64encode(medium.data).decode()
-    url = f"data:{medium.media_type};base64,{encoded}"
+    url = data_url(medium.data, medium.media_type)
     return {"type": "video_url", "video_url": {"url": url}}
 
 
@@ -76,24 +76,13 @@ def _counts(media: Sequence[Image | Video]) -> dict[str, int]:
     return {"image": len(media) - videos, "video": videos}
 
 
-def _check_installed() -> None:
-    """End the command in a sentence where vLLM or its torch is missing; imports neither."""
-    for package, name in (("vllm", "vLLM"), ("torch", "torch")):
-        if find_spec(package) is None:
-            _fail(
-                f"{name} is not installed in this Python, and nothing can be answered without it: "
-                "install vLLM for your device the way README.md describes.",
-                code=1,
-            )
-
-
 def _open(path: Path) -> Image | Video:
     """A decoded picture, or a video file; ends the command in a sentence where it is neither."""
     kind = mimetypes.guess_type(path.name)[0] or ""
     try:
         return Video(path.read_bytes(), kind) if kind.startswith("video/") else _picture(path)
     except OSError as error:
-        _fail(f"{path} cannot be opened ({error.strerror}); give a picture or video file.")
+        fail(f"{path} cannot be opened ({error.strerror}); give a picture or video file.")
 
 
 def _picture(path: Path) -> Image:
@@ -106,16 +95,11 @@ def _picture(path: Path) -> Image:
             open_picture(picture, str(path))
             return picture
     except UnidentifiedImageError:
-        _fail(
+        fail(
             f"{path} is not a picture that Pillow can read, and not named as a video; expected a "
             "PNG, a JPEG, an MP4 or the like."
         )
     except Image.DecompressionBombError as error:
-        _fail(f"{path} is too large: {error} Give a smaller picture.")
+        fail(f"{path} is too large: {error} Give a smaller picture.")
     except ValueError as error:
-        _fail(str(error))
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(code)
+        fail(str(error))

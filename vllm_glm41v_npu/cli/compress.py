@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_glm41v_npu.checkpoint import BadFile, Checkpoint, read_header
+from vllm_glm41v_npu.cli.errors import fail
 
 if TYPE_CHECKING:
     from vllm_glm41v_npu.quant.compressor import Encode, Layer
@@ -63,8 +64,7 @@ def compress(
         name, encode = _encoder(codec, cann_compressor)
         report = run(source, output, tp, name, encode, overwrite)
     except (CompressorError, OSError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
+        fail(str(error), code=1)
     typer.echo(summary(report, output))
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vllm_glm41v_npu.cli.errors import fail
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -75,8 +77,7 @@ def quantize(
     try:
         report = _run(request)
     except QuantiserError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from error
+        fail(str(error))
     for name in report.unreadable:
         typer.echo(f"Warning: not used, because it cannot be read: {name}", err=True)
     Console().print(_table(report))

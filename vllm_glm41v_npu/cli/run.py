@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_glm41v_npu.cli.ask import HUB_MODEL, _check_installed, _fail
+from vllm_glm41v_npu.cli.ask import HUB_MODEL
+from vllm_glm41v_npu.cli.errors import check_installed, fail
+from vllm_glm41v_npu.media_files import is_video
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary, write_mindie_csv
-from vllm_glm41v_npu.offline.tasks import VIDEOS, Task, TaskError, find_tasks
+from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -78,7 +80,7 @@ def run(
     several), `system`, `id` and sampling settings, or of `messages` in OpenAI's form. Exits with 2
     where an argument is wrong, and with 1 where a request failed or the engine cannot start.
     """
-    _check_installed()
+    check_installed()
     try:
         tasks = find_tasks(inputs or [], prompt or [], system)
         if not tasks:
@@ -86,7 +88,7 @@ def run(
         arguments = _engine_arguments(engine)
         answers = AnswerFile(output, resume) if output else None
     except (ValueError, FileExistsError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     left = [task for task in tasks if answers is None or task.id not in answers.done]
     if len(left) < len(tasks):
         typer.echo(f"{len(tasks) - len(left)} of {len(tasks)} are answered already.", err=True)
@@ -142,7 +144,7 @@ def _most_media(tasks: Sequence[Task]) -> dict[str, int]:
     """The most pictures and videos of a request; of conversations, vLLM's default."""
     if any(task.messages for task in tasks):
         return {}
-    counts = [Counter(path.suffix.lower() in VIDEOS for path in task.files) for task in tasks]
+    counts = [Counter(map(is_video, task.files)) for task in tasks]
     return {"image": max(c[False] for c in counts), "video": max(c[True] for c in counts)}
 
 
@@ -154,7 +156,7 @@ def _start(arguments: dict[str, Any]) -> LLM:
     try:
         return LLM(**arguments)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        _fail(f"{arguments['model']} could not be started: {error}", code=1)
+        fail(f"{arguments['model']} could not be started: {error}", code=1)
 
 
 def _answer_all(
@@ -188,7 +190,7 @@ def _answer_all(
                 rate = len(given) / (time.perf_counter() - started)
                 progress.update(bar, advance=1, rate=f"{rate:.2f}/s")
     except TooLong as error:
-        _fail(f"{error} {len(given)} were answered before.")
+        fail(f"{error} {len(given)} were answered before.")
     finally:
         if file:
             file.close()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from vllm_glm41v_npu.cli.errors import fail
 from vllm_glm41v_npu.serving.command import Settings, SettingsError
 from vllm_glm41v_npu.serving.mindie_config import read_config
 
@@ -81,7 +82,7 @@ def serve(
         )
         notes = settings.check()
     except SettingsError as error:
-        _fail(str(error))
+        fail(str(error))
     for note in notes:
         typer.echo(f"Note: {note}", err=True)
     typer.echo(settings.line())
@@ -106,7 +107,7 @@ def _ids(text: str | None) -> tuple[int, ...] | None:
         return None
     numbers = [number.strip() for number in text.split(",")]
     if not all(number.isascii() and number.isdecimal() for number in numbers):
-        _fail(f"--device-ids is {text!r}; expected numbers such as 0,1.")
+        fail(f"--device-ids is {text!r}; expected numbers such as 0,1.")
     return tuple(map(int, numbers))
 
 
@@ -115,11 +116,6 @@ def _run(settings: Settings) -> NoReturn:
     beside = str(Path(sys.executable).parent)
     program = which("vllm", path=os.pathsep.join((beside, os.environ.get("PATH", ""))))
     if program is None:
-        _fail("The command vllm is not installed; install it as README.md describes.", code=1)
+        fail("The command vllm is not installed; install it as README.md describes.", code=1)
     sys.stdout.flush()
     os.execve(program, settings.command(), os.environ | settings.environment())
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(code)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import mimetypes
 import re
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-VIDEOS = (".mp4", ".avi", ".wmv", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+from vllm_glm41v_npu.media_files import PICTURES, VIDEOS, data_url, is_medium, is_video
+
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "max_tokens", "stop")
 """Of vLLM's SamplingParams, what a line of a JSONL may set for itself."""
 
@@ -121,11 +120,6 @@ def _files(path: Path) -> list[Path]:
     return sorted(found, key=lambda file: _natural(file.relative_to(path)))
 
 
-def is_medium(path: Path) -> bool:
-    """Whether it is a picture or a video, by its name."""
-    return path.suffix.lower() in PICTURES + VIDEOS
-
-
 def _natural(path: Path) -> list[list[tuple[int, str]]]:
     """A key for sorting by which numbers within names count as numbers."""
     return [
@@ -175,13 +169,12 @@ def _listed(value: Any) -> list[str]:
 
 def _part(path: Path) -> dict[str, Any]:
     """A file as vLLM's chat takes it, whole: no folder has to be shared with the engine."""
-    suffix = path.suffix.lower()
     if not is_medium(path):
         raise TaskError(f"{path} is no picture and no video by its name.")
     try:
-        data = base64.b64encode(path.read_bytes()).decode()
+        data = path.read_bytes()
     except OSError as error:
         raise TaskError(f"{path} cannot be read ({error.strerror}).") from error
-    kind = "video" if suffix in VIDEOS else "image"
-    media_type = mimetypes.guess_type(path.name)[0] or f"{kind}/{suffix[1:]}"
-    return {"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{media_type};base64,{data}"}}
+    kind = "video" if is_video(path) else "image"
+    media_type = mimetypes.guess_type(path.name)[0] or f"{kind}/{path.suffix[1:].lower()}"
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": data_url(data, media_type)}}

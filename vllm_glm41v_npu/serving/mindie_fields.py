@@ -104,9 +104,10 @@ def _check_stop_list(items: list[Any], most: float = math.inf) -> None:
 
 
 def _check_tgi_stop(value: Any) -> None:
-    _check_stop(value)
     if isinstance(value, list):
         _check_stop_list(value, STOP_COUNT)
+    else:
+        _check_stop(value)
 
 
 def _check_stop_token_ids(value: Any) -> None:

@@ -9,15 +9,11 @@ from vllm_ascend.quantization.methods.w8a8_static import AscendW8A8LinearMethod
 
 from vllm_glm41v_npu.quant.description import DYNAMIC, STATIC
 
-from .norms import fuse_norms
+from .norms import FusesNorms
 
 
-class StaticScheme(AscendW8A8LinearMethod):
+class StaticScheme(FusesNorms, AscendW8A8LinearMethod):
     """W8A8, and W8A8S, which is stored and computed alike: vllm-ascend has none for it here."""
-
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
-        super().process_weights_after_loading(layer)
-        fuse_norms(layer)
 
 
 class DynamicScheme(AscendW8A8DynamicLinearMethod):

@@ -16,25 +16,17 @@ from vllm_ascend.quantization.methods.w8a8_dynamic import scale_from_float_to_in
 from vllm_glm41v_npu.quant.description import COMPRESSED, DYNAMIC
 
 from .compressed import CompressedScheme
-from .norms import fuse_norms
+from .norms import FusesNorms
 
 LARGEST = torch.finfo(torch.float16).max
 
 
-class StaticScheme(AscendW8A8LinearMethod310):
+class StaticScheme(FusesNorms, AscendW8A8LinearMethod310):
     """W8A8."""
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
-        super().process_weights_after_loading(layer)
-        fuse_norms(layer)
 
-
-class SparseScheme(AscendW8A8SLinearMethod310):
+class SparseScheme(FusesNorms, AscendW8A8SLinearMethod310):
     """W8A8S, whose shards are saved after loading."""
-
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
-        super().process_weights_after_loading(layer)
-        fuse_norms(layer)
 
 
 class DynamicScheme(AscendW8A8DynamicLinearMethod310):

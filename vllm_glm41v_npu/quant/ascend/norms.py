@@ -8,6 +8,8 @@ a scale in the dtype of the network, which the operator takes in bfloat16 only.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch_npu
 from torch import nn
@@ -42,6 +44,16 @@ class QuantisingRMSNorm(AscendRMSNorm):
             epsilon=self.variance_epsilon,
         )
         return x_q, total
+
+
+class FusesNorms:
+    """A scheme, before vllm-ascend's in the order of bases, whose layers' norms quantise."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        """As vllm-ascend's, then `fuse_norms`."""
+        scheme: Any = super()
+        scheme.process_weights_after_loading(layer)
+        fuse_norms(layer)
 
 
 def fuse_norms(layer: nn.Module) -> None:

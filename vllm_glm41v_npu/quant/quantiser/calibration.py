@@ -23,6 +23,8 @@ from PIL import Image, UnidentifiedImageError
 from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata, load_video
 
+from vllm_glm41v_npu.media_files import VIDEOS, is_video
+
 from . import builtin
 from .network import Sample
 from .plan import QuantiserError
@@ -34,7 +36,6 @@ FRAMES = 16
 FRAMES_PER_SECOND = 2.0
 """Of the built-in films."""
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".wmv")
 IMAGE_MARK = "<|begin_of_image|><|image|><|end_of_image|>"
 VIDEO_MARK = "<|begin_of_video|><|video|><|end_of_video|>"
 """How the model's own template writes media; for a checkpoint without a template."""
@@ -158,10 +159,10 @@ def _builtin(seed: int) -> Iterator[Conversation]:
 
 
 def _directory(folder: Path) -> Iterator[Opener]:
-    suffixes = {*Image.registered_extensions(), *VIDEO_SUFFIXES}
+    suffixes = {*Image.registered_extensions(), *VIDEOS}
     paths = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in suffixes)
     for index, path in enumerate(paths):
-        if path.suffix.lower() in VIDEO_SUFFIXES:
+        if is_video(path):
             question = builtin.FILM_QUESTIONS[index % len(builtin.FILM_QUESTIONS)]
             yield partial(_open, [], path, question, "")
         else:
