@@ -15,6 +15,8 @@ endif
 VENV := .venv/bin
 VENV_ASCEND := .venv-ascend/bin
 CHIPS ?= A2 310P
+# Test processes side by side: each computes on one core, and takes up to 5 GiB.
+JOBS ?= 2
 SOURCES := vllm_glm41v_npu npu_emulator tools tests examples docker $(wildcard benchmarks) setup.py
 
 # The one place for the settings of everything that runs here.
@@ -22,6 +24,8 @@ export HF_HUB_OFFLINE := 1
 export VLLM_NO_USAGE_STATS := 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 unexport VLLM_PLUGINS
+# The environments are not compiled when built: the first import of a module does it for the rest.
+unexport PYTHONDONTWRITEBYTECODE
 # vLLM compiles its sampler even with enforce_eager; without a C++ compiler nothing is compiled.
 ifeq ($(shell command -v $(CXX) 2>/dev/null),)
 export TORCH_COMPILE_DISABLE := 1
@@ -52,13 +56,19 @@ lint: env  ## ruff and mypy
 	$(VENV)/ruff format --check $(SOURCES)
 	$(VENV)/mypy $(SOURCES)
 
+# Tests of the lane $(2) in the environment $(1): of a file in one process, which share its engines;
+# then, alone, those whose own processes fill all cores.
+run_tests = $(1)/python -m pytest -m "$(2) and not ranks" -n $(JOBS) --dist loadfile || status=$$?; \
+	$(1)/python -m pytest -m "$(2) and ranks" || status=$$?
+
 test: lint  ## lint, then every test that needs no NPU
-	$(VENV)/python -m pytest -m cpu
+	@status=0; $(call run_tests,$(VENV),cpu); exit $$status
 
 test-ascend: env-ascend  ## the end-to-end tests on an emulated Atlas A2 and 310P (CHIPS="A2 310P")
 	@status=0; for chip in $(CHIPS); do \
 		echo "vllm-ascend on an emulated Atlas $$chip:"; \
-		NPU_EMULATOR_CHIP=$$chip $(VENV_ASCEND)/python -m pytest -m ascend || status=$$?; \
+		export NPU_EMULATOR_CHIP=$$chip; \
+		$(call run_tests,$(VENV_ASCEND),ascend); \
 	done; exit $$status
 
 test-npu:  ## the end-to-end tests on a real NPU, and a report to send (PYTHON_NPU=python3)

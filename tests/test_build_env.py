@@ -276,15 +276,12 @@ def test_both_chips_are_tested(tmp_path, failing):
         f'[ "$NPU_EMULATOR_CHIP" != "{failing}" ]\n'
     )
     python.chmod(0o755)
-    result = subprocess.run(
-        ["make", "test-ascend", f"VENV_ASCEND={tmp_path}", "PYTHON=true"],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "CHIPS"},
-        text=True,
-        capture_output=True,
-    )
+    command = ["make", "test-ascend", f"VENV_ASCEND={tmp_path}", "PYTHON=true"]
+    environment = {name: os.environ[name] for name in os.environ.keys() - {"CHIPS", "JOBS"}}
+    result = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     assert (result.returncode != 0) == bool(failing), result.stderr
-    runs = [f"{chip} -m pytest -m ascend" for chip in ("A2", "310P")]
+    steps = ("ascend and not ranks -n 2 --dist loadfile", "ascend and ranks")
+    runs = [f"{chip} -m pytest -m {step}" for chip in ("A2", "310P") for step in steps]
     assert called.read_text().splitlines() == runs
 
 

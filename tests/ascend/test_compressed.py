@@ -81,6 +81,7 @@ def compressed_sizes(network: Any) -> dict[str, tuple[int, int, int, int]]:
     return found
 
 
+@pytest.mark.ranks
 def test_two_ranks_equal_their_source(
     sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from vllm_glm41v_npu.sharding.split import rank_bias
 
 pytestmark = [
     pytest.mark.ascend,
+    pytest.mark.ranks,
     pytest.mark.skipif(current_chip() is not CHIPS["310P"], reason="only Atlas 310P reads W8A8S"),
 ]
 

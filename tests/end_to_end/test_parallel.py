@@ -14,7 +14,7 @@ from tests.end_to_end.cases import CASES
 from tests.engines import Oracle, ask, check, engine
 from tests.lane import ALL_LANES, ON_CPU
 
-pytestmark = ALL_LANES
+pytestmark = [*ALL_LANES, pytest.mark.ranks]
 
 NAMES = ("text", "one-picture", "three-pictures", "long-with-pictures", "two-videos")
 

@@ -73,6 +73,7 @@ def test_graphs_equal_the_formulas(
         assert any(counts["captures"] and counts["replays"] for counts in graphs), graphs
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("kind", TYPES)
 def test_two_ranks_equal_the_formulas(
     kind: str, quantised: Quantised, monkeypatch: pytest.MonkeyPatch

@@ -73,6 +73,7 @@ def test_shards_give_what_their_source_gives(tmp_path: Path, dtype: str) -> None
     assert found[1] == {dtype == "float16"}
 
 
+@pytest.mark.ranks
 def test_two_ranks_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards which rank gets which shard, and a bias that both would add."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
