@@ -21,7 +21,8 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from benchmarks.in_tree import write_layers
 from vllm_glm41v_npu.config import register_config
-from vllm_glm41v_npu.models.weights import VLLM_TO_HF, checkpoint_shapes
+from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+from vllm_glm41v_npu.models.weights import VLLM_TO_HF
 from vllm_glm41v_npu.quant.quantiser.arithmetic import input_scale
 from vllm_glm41v_npu.quant.quantiser.plan import W8A8S, make_plan
 from vllm_glm41v_npu.quant.quantiser.scheme import Layer, Settings

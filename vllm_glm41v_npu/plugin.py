@@ -83,7 +83,8 @@ def register() -> None:
 
 def _expected_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[str], str]]:
     """What the network's checkpoints hold, for `quant`, which does not know the network."""
-    from vllm_glm41v_npu.models.weights import checkpoint_shapes, vllm_name
+    from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+    from vllm_glm41v_npu.models.weights import vllm_name
 
     return checkpoint_shapes(config), vllm_name
 

@@ -19,7 +19,8 @@ from transformers import Glm4vForConditionalGeneration
 from tests.quant.reference import LINEAR, Checkpoint, array, deq_scale
 from vllm_glm41v_npu import checkpoint as on_disk
 from vllm_glm41v_npu.config import Glm4vConfig
-from vllm_glm41v_npu.models.weights import HF_TO_VLLM, checkpoint_shapes
+from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+from vllm_glm41v_npu.models.weights import HF_TO_VLLM
 from vllm_glm41v_npu.quant.description import Description
 from vllm_glm41v_npu.quant.quantiser import Report, Request, calibration, quantise
 from vllm_glm41v_npu.quant.validation import validate

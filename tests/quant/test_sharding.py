@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from vllm_glm41v_npu.config import register_config
-from vllm_glm41v_npu.models.weights import checkpoint_shapes, vllm_name
+from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+from vllm_glm41v_npu.models.weights import vllm_name
 from vllm_glm41v_npu.sharding.checkpoint import shard_checkpoint
 from vllm_glm41v_npu.sharding.split import ShardingError, check_split, split_of
 

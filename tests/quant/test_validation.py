@@ -16,7 +16,8 @@ from vllm.engine.arg_utils import EngineArgs
 from tests.quant.cases import DATA, write_mixed
 from vllm_glm41v_npu import plugin
 from vllm_glm41v_npu.checkpoint import Checkpoint
-from vllm_glm41v_npu.models.weights import checkpoint_shapes, vllm_name
+from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+from vllm_glm41v_npu.models.weights import vllm_name
 from vllm_glm41v_npu.quant.description import DESCRIPTION, Description
 from vllm_glm41v_npu.quant.validation import CheckpointError, validate
 

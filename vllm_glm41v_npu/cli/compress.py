@@ -114,7 +114,8 @@ def _shard(source: Path, description: Description, tp_size: int, sink: Sink) -> 
     from transformers import AutoConfig
 
     from vllm_glm41v_npu.config import register_config
-    from vllm_glm41v_npu.models.weights import checkpoint_shapes, vllm_name
+    from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+    from vllm_glm41v_npu.models.weights import vllm_name
     from vllm_glm41v_npu.quant.validation import validate
     from vllm_glm41v_npu.sharding.checkpoint import shard_checkpoint
 

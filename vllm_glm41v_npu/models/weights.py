@@ -20,10 +20,8 @@ from vllm.model_executor.models.utils import WeightsMapper, is_pp_missing_parame
 from ..processing.settings import ImageSettings
 from .norm_bias import plain_name, take_norm_bias, unwrapped
 from .rope import deinterleave, head_size, rotary_dim
+from .shapes import TEXT, VISION, checkpoint_shapes
 from .vision import PIXEL_OFFSET
-
-TEXT = "language_model.model."
-VISION = "visual."
 
 # The order matters: a newer prefix is replaced before an older one could match its rest.
 HF_TO_VLLM = WeightsMapper(
@@ -63,8 +61,6 @@ IN_DEQ_SCALE = ("weight_scale", "weight_offset")
 # Written by some trainers, computed here.
 COMPUTED_SUFFIXES = (".inv_freq", ".position_ids")
 
-Shape = tuple[int, ...]
-
 
 class WeightError(ValueError):
     """A tensor of the checkpoint is missing, unknown, or of the wrong shape."""
@@ -73,65 +69,6 @@ class WeightError(ValueError):
 def vllm_name(disk_name: str) -> str:
     """What a tensor on disk is called in the network, before its parts are fused."""
     return HF_TO_VLLM.apply_list([plain_name(disk_name)])[0]
-
-
-def _text_shapes(config) -> Iterator[tuple[str, Shape]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    head_dim = hidden // config.num_attention_heads
-    yield "embed_tokens.weight", (config.vocab_size, hidden)
-    yield "norm.weight", (hidden,)
-    for index in range(config.num_hidden_layers):
-        layer = f"layers.{index}."
-        for norm in ("input", "post_self_attn", "post_attention", "post_mlp"):
-            yield f"{layer}{norm}_layernorm.weight", (hidden,)
-        heads = (config.num_attention_heads, *(config.num_key_value_heads,) * 2)
-        for name, count in zip("qkv", heads, strict=True):
-            yield f"{layer}self_attn.{name}_proj.weight", (count * head_dim, hidden)
-            yield f"{layer}self_attn.{name}_proj.bias", (count * head_dim,)
-        yield f"{layer}self_attn.o_proj.weight", (hidden, config.num_attention_heads * head_dim)
-        yield f"{layer}mlp.gate_up_proj.weight", (2 * inner, hidden)
-        yield f"{layer}mlp.down_proj.weight", (hidden, inner)
-
-
-def _swiglu_shapes(prefix: str, hidden: int, inner: int) -> Iterator[tuple[str, Shape]]:
-    yield f"{prefix}gate_proj.weight", (inner, hidden)
-    yield f"{prefix}up_proj.weight", (inner, hidden)
-    yield f"{prefix}down_proj.weight", (hidden, inner)
-
-
-def _vision_shapes(config) -> Iterator[tuple[str, Shape]]:
-    hidden, out, patch = config.hidden_size, config.out_hidden_size, config.patch_size
-    merge = config.spatial_merge_size
-    kernel = (config.in_channels, config.temporal_patch_size, patch, patch)
-    yield "patch_embed.proj.weight", (hidden, *kernel)
-    yield "patch_embed.proj.bias", (hidden,)
-    yield "embeddings.position_embedding.weight", ((config.image_size // patch) ** 2, hidden)
-    yield "post_conv_layernorm.weight", (hidden,)
-    yield "post_layernorm.weight", (hidden,)
-    for index in range(config.depth):
-        block = f"blocks.{index}."
-        yield f"{block}norm1.weight", (hidden,)
-        yield f"{block}norm2.weight", (hidden,)
-        yield f"{block}attn.qkv.weight", (3 * hidden, hidden)
-        if config.attention_bias:
-            yield f"{block}attn.qkv.bias", (3 * hidden,)
-        yield f"{block}attn.proj.weight", (hidden, hidden)
-        yield from _swiglu_shapes(f"{block}mlp.", hidden, out)
-    yield "downsample.weight", (out, hidden, merge, merge)
-    yield "downsample.bias", (out,)
-    yield "merger.proj.weight", (out, out)
-    yield "merger.post_projection_norm.weight", (out,)
-    yield "merger.post_projection_norm.bias", (out,)
-    yield from _swiglu_shapes("merger.", out, config.intermediate_size)
-
-
-def checkpoint_shapes(config) -> dict[str, Shape]:
-    """Every tensor of a float checkpoint: its name after `HF_TO_VLLM`, and its shape on disk."""
-    shapes = {TEXT + name: shape for name, shape in _text_shapes(config.text_config)}
-    shapes |= {VISION + name: shape for name, shape in _vision_shapes(config.vision_config)}
-    if not config.tie_word_embeddings:
-        shapes["language_model.lm_head.weight"] = shapes[TEXT + "embed_tokens.weight"]
-    return shapes
 
 
 def fold_patch_embed(

@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 
 from vllm_glm41v_npu.models.norm_bias import plain_name
 from vllm_glm41v_npu.models.rope import head_size
-from vllm_glm41v_npu.models.weights import FUSED, IN_DEQ_SCALE, PER_CHANNEL, TEXT
+from vllm_glm41v_npu.models.shapes import TEXT, uneven
+from vllm_glm41v_npu.models.weights import FUSED, IN_DEQ_SCALE, PER_CHANNEL
 
 Sink = Callable[[int, str, torch.Tensor], None]
 """Takes a rank, a parameter's name, and its value."""
@@ -58,18 +59,7 @@ class ShardingError(ValueError):
 
 def check_split(config: Any, tp_size: int) -> None:
     """Raises ShardingError where the sizes in `config` do not divide by `tp_size`."""
-    text, vision = config.text_config, config.vision_config
-    sizes = {
-        "attention heads": text.num_attention_heads,
-        "intermediate channels": text.intermediate_size,
-        "vision heads": vision.num_heads,
-        "vision output channels": vision.out_hidden_size,
-        "merger channels": vision.intermediate_size,
-    }
-    wrong = [f"{size} {what}" for what, size in sizes.items() if size % tp_size]
-    kv_heads = text.num_key_value_heads
-    if kv_heads % tp_size and tp_size % kv_heads:
-        wrong.append(f"{kv_heads} key-value heads")
+    wrong = uneven(config, tp_size)
     if wrong:
         raise ShardingError(
             f"This checkpoint has {', '.join(wrong)}, which {tp_size} ranks cannot share evenly. "
