@@ -11,6 +11,7 @@ from vllm_glm41v_npu import __version__
 from vllm_glm41v_npu.cli.ask import ask
 from vllm_glm41v_npu.cli.compress import compress
 from vllm_glm41v_npu.cli.doctor import doctor
+from vllm_glm41v_npu.cli.plan import plan
 from vllm_glm41v_npu.cli.quantize import quantize
 from vllm_glm41v_npu.cli.run import run
 from vllm_glm41v_npu.cli.serve import serve
@@ -19,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(ask)
 app.command()(compress)
 app.command()(doctor)
+app.command()(plan)
 app.command()(quantize)
 app.command()(run)
 app.command()(serve)

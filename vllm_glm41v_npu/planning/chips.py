@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each card can do at most, and where each figure is from.
+
+A figure that no source gives, or on which sources disagree, is a guess, and is shown as one. Bounds
+must not be too high, so of several figures the better is taken, unless it was measured.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, Backend
+
+
+class PlanError(ValueError):
+    """What was asked for cannot be planned; the message says why, and what to do."""
+
+
+class Figure(NamedTuple):
+    """One number, in the base unit (bytes, seconds, operations), and what it rests on."""
+
+    value: float
+    unit: str
+    source: str
+    guess: bool = False
+
+
+class Type(NamedTuple):
+    """How the decoder's linear layers are stored and multiplied; the rest is in 16 bits.
+
+    dtype: what the rest of the network runs in; None where any of the chip's will do.
+    is_int8: products are of int8.
+    is_compressed: the weights take less than a byte each.
+    """
+
+    name: str
+    dtype: str | None = None
+    is_int8: bool = True
+    is_compressed: bool = False
+
+
+_TYPES = (
+    Type("FP16", "float16", is_int8=False),
+    Type("BF16", "bfloat16", is_int8=False),
+    Type("W8A8"),
+    Type("W8A8_DYNAMIC"),
+    Type("W8A8S", "float16"),
+    Type("W8A8SC", "float16", is_compressed=True),
+)
+TYPES = {kind.name: kind for kind in _TYPES}
+
+
+class Card(NamedTuple):
+    """Figures are of one chip; `link` is one direction between two chips, `latency` of one sum."""
+
+    name: str
+    product: str
+    backend: Backend
+    chips: int
+    memory: Figure
+    bandwidth: Figure
+    float16: Figure
+    int8: Figure
+    link: Figure
+    latency: Figure
+
+    def takes(self, kind: Type) -> bool:
+        if kind.is_compressed and self.backend is not ATLAS_310P:
+            return False  # nothing else decodes it
+        return kind.dtype is None or kind.dtype in self.backend.dtypes
+
+
+def _memory(gigabytes: int, source: str = "data sheet") -> Figure:
+    return Figure(gigabytes * 1e9, "B", source)
+
+
+def _cube(cores: int, gigahertz: float) -> tuple[Figure, Figure]:
+    """Products of 16 x 16 x 16 in float16 each cycle of each core; twice as many in int8."""
+    flops = 2 * 16**3 * cores * gigahertz * 1e9
+    source = f"{cores} cores x 16^3 x 2 x {gigahertz} GHz, of CANN's hardware description"
+    return Figure(flops, "FLOP/s", source), Figure(2 * flops, "OP/s", f"2 x {source}")
+
+
+_A2_LATENCY = Figure(20e-6, "s", "of the order of HCCL's small sums", guess=True)
+_A2_LINK = Figure(196e9, "B/s", "hardware descriptions say 196 to 400 GB/s", guess=True)
+_A2_BANDWIDTH = Figure(1.6e12, "B/s", "hardware descriptions say 1.2 or 1.6 TB/s", guess=True)
+
+
+def _a2(
+    name: str, memory: int, bandwidth: Figure, link: Figure, cube: tuple[Figure, Figure]
+) -> Card:
+    product = f"Atlas 800I A2, Ascend {name}"
+    return Card(name, product, ATLAS_A2, 1, _memory(memory), bandwidth, *cube, link, _A2_LATENCY)
+
+
+def _310p(name: str, product: str, chips: int, memory: int) -> Card:
+    half = "half of what the data sheet of Atlas 300I DUO says"
+    return Card(
+        name,
+        product,
+        ATLAS_310P,
+        chips,
+        _memory(memory),
+        Figure(204.8e9, "B/s", "data sheet of Atlas 300I Pro"),
+        Figure(70e12, "FLOP/s", half),
+        Figure(140e12, "OP/s", half),
+        Figure(10e9, "B/s", "no figure was found", guess=True),
+        Figure(30e-6, "s", "no figure was found", guess=True),
+    )
+
+
+_CARDS = (
+    _a2(
+        "910B4",
+        32,
+        Figure(0.8e12, "B/s", "CANN's hardware description"),
+        Figure(19e9, "B/s", "measured by HIXL between two chips; the description says 30"),
+        _cube(20, 1.5),
+    ),
+    _a2("910B3", 64, _A2_BANDWIDTH, _A2_LINK, _cube(20, 1.8)),
+    _a2("910B2", 64, _A2_BANDWIDTH, _A2_LINK, _cube(24, 1.8)),
+    _310p("300I-PRO", "Atlas 300I Pro, one Ascend 310P3", 1, 24),
+    _310p("300I-DUO", "Atlas 300I DUO of 48 GB, two Ascend 310P3", 2, 24),
+    _310p("300I-DUO-96G", "Atlas 300I DUO of 96 GB, two Ascend 310P3", 2, 48),
+)
+CARDS = {card.name: card for card in _CARDS}
+
+
+def find_card(name: str) -> Card:
+    """The card of this name, in either case.
+
+    Raises:
+        PlanError: There is none.
+    """
+    card = CARDS.get(name.upper())
+    if card is None:
+        raise PlanError(f"The card {name!r} is not known. Known are {', '.join(CARDS)}.")
+    return card
+
+
+def find_type(name: str, card: Card) -> Type:
+    """The type of this name, in either case.
+
+    Raises:
+        PlanError: There is none, or the card does not run it.
+    """
+    kind = TYPES.get(name.upper())
+    runs = ", ".join(name for name in TYPES if card.takes(TYPES[name]))
+    if kind is None:
+        raise PlanError(f"The type {name!r} is not known. {card.product} runs {runs}.")
+    if not card.takes(kind):
+        raise PlanError(f"{card.product} does not run {kind.name}. It runs {runs}.")
+    return kind

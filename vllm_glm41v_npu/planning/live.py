@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running vLLM server says of its requests at /metrics, as means.
+
+The names are vLLM 0.23.0's (`vllm/v1/metrics/loggers.py`). Engines of one server are added up.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+PROMPT, ANSWER = "vllm:request_prompt_tokens", "vllm:request_generation_tokens"
+FIRST_TOKEN = "vllm:time_to_first_token_seconds"
+QUEUE, PREFILL = "vllm:request_queue_time_seconds", "vllm:request_prefill_time_seconds"
+DECODE = "vllm:request_decode_time_seconds"
+STEPS = "vllm:iteration_tokens_total"
+GENERATED, PROMPTED = "vllm:generation_tokens_total", "vllm:prompt_tokens_total"
+CACHED = "vllm:prompt_tokens_cached_total"
+HISTOGRAMS = (PROMPT, ANSWER, FIRST_TOKEN, QUEUE, PREFILL, DECODE, STEPS)
+SAMPLES = (
+    *(f"{name}_{part}" for name in HISTOGRAMS for part in ("sum", "count")),
+    GENERATED,
+    PROMPTED,
+    CACHED,
+)
+"""All that is read and is a number."""
+
+CACHE = "vllm:cache_config_info"
+"""Its labels are the cache's size."""
+
+TIMEOUT = 10.0
+
+
+class ServerError(ValueError):
+    """The server tells nothing; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over the requests that ended.
+
+    requests: how many ended.
+    prompt_tokens, answer_tokens: of one request; those of pictures are among the prompt's.
+    batch: tokens that a step of the engine gives, over all its steps.
+    queue, prefill, first_token: seconds of one request; the last from its arrival.
+    token: seconds between two tokens of an answer; None where no answer had two.
+    cached: the share of the prompts' tokens that were in the prefix cache.
+    kv_tokens: that fit the KV cache.
+    """
+
+    requests: int
+    prompt_tokens: float
+    answer_tokens: float
+    batch: float
+    queue: float
+    prefill: float
+    first_token: float
+    token: float | None
+    cached: float
+    kv_tokens: int
+
+    @classmethod
+    def of(cls, samples: Counter[str]) -> Measured:
+        """From what `parse` reads, or the difference of two readings.
+
+        Raises:
+            ServerError: No request ended.
+        """
+        requests = int(samples[f"{PROMPT}_count"])
+        if not requests or not samples[f"{FIRST_TOKEN}_count"]:
+            raise ServerError(
+                "The server has answered no request in this time, so nothing was measured. "
+                "Send some, and ask again."
+            )
+
+        def mean(name: str) -> float:
+            return samples[f"{name}_sum"] / samples[f"{name}_count"]
+
+        later_tokens = samples[f"{ANSWER}_sum"] - requests
+        return cls(
+            requests,
+            mean(PROMPT),
+            mean(ANSWER),
+            max(1.0, samples[GENERATED] / samples[f"{STEPS}_count"]),
+            mean(QUEUE),
+            mean(PREFILL),
+            mean(FIRST_TOKEN),
+            samples[f"{DECODE}_sum"] / later_tokens if later_tokens > 0 else None,
+            samples[CACHED] / samples[PROMPTED],
+            int(samples[CACHE]),
+        )
+
+
+def measure(server: str, seconds: float = 0.0) -> Measured:
+    """What the server at this address measured in so many seconds from now; since its start if 0.
+
+    Raises:
+        ServerError: It does not answer, is no vLLM, or has answered no request.
+    """
+    samples = parse(_get(server), server)
+    if seconds:
+        time.sleep(seconds)
+        before, samples = samples, parse(_get(server), server)
+        samples.subtract({name: before[name] for name in SAMPLES})
+    return Measured.of(samples)
+
+
+def parse(text: str, server: str) -> Counter[str]:
+    """The samples that are needed, of all engines together.
+
+    Raises:
+        ServerError: One is missing, or it is no Prometheus text.
+    """
+    found: Counter[str] = Counter()
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name in SAMPLES:
+                    found[sample.name] += sample.value  # type: ignore[assignment]
+                elif sample.name == CACHE:
+                    labels = sample.labels
+                    found[CACHE] += int(labels["num_gpu_blocks"]) * int(labels["block_size"])
+    except (ValueError, KeyError) as error:
+        raise ServerError(f"{server}/metrics is no Prometheus text ({error}).") from error
+    if missing := [name for name in (*SAMPLES, CACHE) if name not in found]:
+        raise ServerError(
+            f"{server}/metrics lacks {len(missing)} of vLLM 0.23.0's metrics, such as "
+            f"{missing[0]}. Give the address of a vLLM server without --disable-log-stats."
+        )
+    return found
+
+
+def _get(server: str) -> str:
+    """Raises ServerError where the server does not answer with a text."""
+    try:
+        with urllib.request.urlopen(f"{server}/metrics", timeout=TIMEOUT) as answer:
+            return answer.read().decode()
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise ServerError(
+            f"{server}/metrics does not answer ({error}). Give the address of a running vLLM "
+            "server, such as http://127.0.0.1:8000."
+        ) from error

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large a network is: counted from its config.json, or that of the published checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from vllm_glm41v_npu.checkpoint import Checkpoint
+from vllm_glm41v_npu.models.shapes import TEXT, VISION, checkpoint_shapes
+from vllm_glm41v_npu.planning.chips import PlanError
+from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits, smart_resize
+
+PUBLISHED_TEXT = {
+    "vocab_size": 151552,
+    "hidden_size": 4096,
+    "intermediate_size": 13696,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 65536,
+}
+PUBLISHED_VISION = {
+    "depth": 24,
+    "hidden_size": 1536,
+    "image_size": 336,
+    "intermediate_size": 13696,
+    "num_heads": 12,
+    "out_hidden_size": 4096,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+PUBLISHED_LIMITS = PixelLimits(min_pixels=112 * 112, max_pixels=9_633_792)
+"""Of the published preprocessor_config.json."""
+
+OPTIONAL = {"in_channels": 3, "attention_bias": False}
+"""What a vision_config may leave out, as in transformers."""
+
+
+class Picture(NamedTuple):
+    """In pixels, and what the vision tower and the decoder see of it."""
+
+    width: int
+    height: int
+    patches: int
+    tokens: int
+
+
+class Model:
+    """Counts of weights are of matrices and of the tables of embeddings; all else is in `total`.
+
+    Args:
+        text: The text settings of a config.json, of which the keys of PUBLISHED_TEXT are read.
+        vision: Its vision_config, likewise.
+        limits: Of its pictures.
+        tied: The head shares its weights with the embedding.
+    """
+
+    def __init__(
+        self,
+        text: Mapping[str, Any],
+        vision: Mapping[str, Any],
+        limits: PixelLimits,
+        tied: bool = False,
+    ) -> None:
+        self.text, self.vision = SimpleNamespace(**text), SimpleNamespace(**OPTIONAL | dict(vision))
+        self.config = SimpleNamespace(
+            text_config=self.text, vision_config=self.vision, tie_word_embeddings=tied
+        )
+        self.limits = limits
+        self.geometry = PatchGeometry.from_vision_config(self.vision)
+
+    @classmethod
+    def published(cls) -> Model:
+        """GLM-4.1V-9B-Thinking."""
+        return cls(PUBLISHED_TEXT, PUBLISHED_VISION, PUBLISHED_LIMITS)
+
+    @classmethod
+    def read(cls, folder: Path) -> Model:
+        """That of a checkpoint; weights need not be there.
+
+        Raises:
+            PlanError: It has no config.json, or one that lacks a size.
+        """
+        checkpoint = Checkpoint(folder)
+        config = checkpoint.config
+        if config is None:
+            raise PlanError(f"{folder / 'config.json'} is missing, or holds no JSON object.")
+        vision = config.get("vision_config")
+        if not isinstance(vision, dict):
+            raise PlanError(f"{folder / 'config.json'} has no vision_config: not a GLM-4.1V.")
+        sizes = [(checkpoint.text_config, PUBLISHED_TEXT), (vision, PUBLISHED_VISION)]
+        for part, known in sizes:
+            if wrong := [key for key in known if not _is_size(part.get(key))]:
+                raise PlanError(
+                    f"{folder / 'config.json'} has no positive number for {', '.join(wrong)}. "
+                    "Use the file that belongs to the weights."
+                )
+        tied = bool(config.get("tie_word_embeddings"))
+        return cls(checkpoint.text_config, vision, _limits(checkpoint), tied)
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Every tensor's count of weights."""
+        return {name: math.prod(shape) for name, shape in checkpoint_shapes(self.config).items()}
+
+    @property
+    def total(self) -> int:
+        return sum(self.weights.values())
+
+    @property
+    def linear(self) -> int:
+        """Of the decoder's linear layers, which may be quantised."""
+        return self._count(f"{TEXT}layers.", "_proj.weight")
+
+    @property
+    def down_proj(self) -> int:
+        """Of those, the ones that are left in float unless asked for."""
+        return self._count(f"{TEXT}layers.", ".down_proj.weight")
+
+    @property
+    def head(self) -> int:
+        """Of the output projection, which is the embedding again where the two are tied."""
+        return self.text.vocab_size * self.text.hidden_size
+
+    @property
+    def vision_total(self) -> int:
+        return self._count(VISION, "")
+
+    @property
+    def vision_block(self) -> int:
+        """Of all blocks of the vision tower, through which each patch goes."""
+        return self._count(f"{VISION}blocks.", "qkv.weight", "proj.weight")
+
+    @property
+    def vision_merging(self) -> int:
+        """Of what each token of a picture goes through behind the blocks."""
+        return self._count(VISION + "downsample", ".weight") + self._count(
+            VISION + "merger", "proj.weight"
+        )
+
+    def _count(self, beginning: str, *endings: str) -> int:
+        return sum(
+            count
+            for name, count in self.weights.items()
+            if name.startswith(beginning) and name.endswith(endings)
+        )
+
+    def picture(self, width: int, height: int) -> Picture:
+        """A picture of so many pixels.
+
+        Raises:
+            ValueError: It is empty, or too long for its width.
+        """
+        grid = self.geometry.grid(*smart_resize(height, width, self.geometry, self.limits))
+        return Picture(width, height, math.prod(grid), self.geometry.num_tokens(grid))
+
+    def kv_bytes(self, tp_size: int) -> int:
+        """Of one token in 16 bits, on each of `tp_size` chips; heads that are too few repeat."""
+        text = self.text
+        heads = max(1, text.num_key_value_heads // tp_size)
+        head_size = text.hidden_size // text.num_attention_heads
+        return 2 * 2 * heads * head_size * text.num_hidden_layers
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _limits(checkpoint: Checkpoint) -> PixelLimits:
+    """Those in preprocessor_config.json; the published ones where it has none."""
+    size = (checkpoint.read_json("preprocessor_config.json") or {}).get("size")
+    edges = [size.get(edge) for edge in ("shortest_edge", "longest_edge")] if size else []
+    return PixelLimits(*edges) if edges and all(map(_is_size, edges)) else PUBLISHED_LIMITS

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The least times that a card's figures allow, and what fits its memory.
+
+Each phase of a request computes, reads memory, and adds up between chips. Computing and reading can
+overlap, sums are taken not to: a phase takes the longer of the first two, and the third. The sums
+of the vision tower are left out, and so is what is read and written beside weights and KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vllm_glm41v_npu.models.shapes import uneven
+from vllm_glm41v_npu.planning.chips import Card, Figure, PlanError, Type
+from vllm_glm41v_npu.planning.model import Model, Picture
+
+ACTIVATIONS = Figure(1.5e9, "B", "of the order that vLLM sets aside", guess=True)
+"""On each chip, beside weights and KV cache."""
+
+COMPRESSED = Figure(0.6, "of int8", "no checkpoint of the 9B was compressed yet", guess=True)
+"""What W8A8SC leaves of a weight."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Seconds that a phase computes, reads memory, and adds up over the link."""
+
+    compute: float
+    memory: float
+    link: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.memory) + self.link
+
+    @property
+    def limited_by(self) -> str:
+        """The longest of the three."""
+        return max(vars(self), key=lambda name: vars(self)[name])
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of each chip, in bytes; tokens and sequences are of all chips together."""
+
+    total: float
+    usable: float
+    weights: float
+    activations: float
+    kv_token: int
+    context: float
+
+    @property
+    def kv_cache(self) -> float:
+        return max(0.0, self.usable - self.weights - self.activations)
+
+    @property
+    def kv_tokens(self) -> int:
+        return int(self.kv_cache / self.kv_token)
+
+    @property
+    def sequences(self) -> int:
+        return int(self.kv_tokens / self.context)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One model on some cards.
+
+    Args:
+        card: What they are.
+        type: Of the decoder's linear layers; one that the card takes.
+        cards: How many; all their chips are one tensor-parallel group.
+        model: The published one by default.
+        utilization: vLLM's --gpu-memory-utilization.
+        quantised_down_proj: It is quantised like the other layers, where any are.
+        ratio: What W8A8SC leaves of a weight.
+
+    Raises:
+        PlanError: The chips cannot share the network.
+    """
+
+    card: Card
+    type: Type
+    cards: int = 1
+    model: Model = field(default_factory=Model.published)
+    utilization: float = 0.9
+    quantised_down_proj: bool = False
+    ratio: Figure = COMPRESSED
+
+    def __post_init__(self) -> None:
+        if wrong := uneven(self.model.config, self.chips):
+            raise PlanError(
+                f"{self.cards} x {self.card.product} are {self.chips} chips, which cannot share "
+                f"{', '.join(wrong)} evenly. Plan fewer cards, or several servers."
+            )
+
+    @property
+    def chips(self) -> int:
+        return self.cards * self.card.chips
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """All that the plan rests on."""
+        card = self.card
+        figures = {
+            "memory": card.memory,
+            "bandwidth": card.bandwidth,
+            "16-bit products": card.float16,
+            "activations": ACTIVATIONS,
+        }
+        if self.type.is_int8:
+            figures["int8 products"] = card.int8
+        if self.chips > 1:
+            figures |= {"link": card.link, "latency": card.latency}
+        if self.type.is_compressed:
+            figures["compressed weight"] = self.ratio
+        return figures
+
+    @property
+    def _quantised(self) -> int:
+        """Weights that are multiplied in int8."""
+        if not self.type.is_int8:
+            return 0
+        return self.model.linear - (0 if self.quantised_down_proj else self.model.down_proj)
+
+    @property
+    def _saved(self) -> float:
+        """Bytes that quantising takes off all weights in 16 bits."""
+        return self._quantised * (2 - (self.ratio.value if self.type.is_compressed else 1))
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of the whole checkpoint."""
+        return 2 * self.model.total - self._saved
+
+    @property
+    def step_bytes(self) -> float:
+        """Of the weights that each step of the decoder reads."""
+        return 2 * (self.model.linear + self.model.head) - self._saved
+
+    def memory(self, context: float) -> Memory:
+        """For sequences of `context` tokens."""
+        total = self.card.memory.value
+        return Memory(
+            total,
+            total * self.utilization,
+            self.weight_bytes / self.chips,
+            ACTIVATIONS.value,
+            self.model.kv_bytes(self.chips),
+            context,
+        )
+
+    def vision(self, pictures: Sequence[Picture]) -> Bound:
+        """Of the vision tower, for the pictures of one prompt."""
+        model = self.model
+        hidden = model.vision.hidden_size
+        for_patch = 2 * (model.vision_block + model.geometry.row_size * hidden)
+        flops = 0
+        for _, _, patches, tokens in pictures:
+            attention = 4 * model.vision.depth * hidden * patches**2
+            flops += for_patch * patches + attention + 2 * model.vision_merging * tokens
+        read = 2 * model.vision_total if pictures else 0
+        return Bound(self._compute(flops), self._read(read))
+
+    def prefill(self, tokens: float) -> Bound:
+        """Of one prompt through the decoder; only its last token goes through the head."""
+        attention = self._attention(tokens, tokens) / 2  # each token sees those before it
+        compute = self._compute(2 * self.model.head + attention) + self._layers(tokens)
+        return Bound(compute, self._read(self.step_bytes), self._sums(tokens))
+
+    def decode(self, batch: float, context: float) -> Bound:
+        """Of one token of each of `batch` sequences."""
+        flops = 2 * batch * self.model.head + self._attention(batch, context)
+        cache = batch * context * self.model.kv_bytes(self.chips)
+        memory = self._read(self.step_bytes) + cache / self.card.bandwidth.value
+        return Bound(self._compute(flops) + self._layers(batch), memory, self._sums(batch))
+
+    def _layers(self, tokens: float) -> float:
+        """Seconds of the decoder's linear layers."""
+        in_float = self._compute(2 * (self.model.linear - self._quantised) * tokens)
+        return in_float + 2 * self._quantised * tokens / (self.card.int8.value * self.chips)
+
+    def _attention(self, queries: float, keys: float) -> float:
+        text = self.model.text
+        return 4 * text.num_hidden_layers * text.hidden_size * queries * keys
+
+    def _compute(self, flops: float) -> float:
+        return flops / (self.card.float16.value * self.chips)
+
+    def _read(self, size: float) -> float:
+        return size / (self.card.bandwidth.value * self.chips)
+
+    def _sums(self, tokens: float) -> float:
+        """Seconds of the two all-reduces of each layer, of 16 bits."""
+        if self.chips == 1:
+            return 0.0
+        text, chips = self.model.text, self.chips
+        sent = tokens * text.hidden_size * 2 * 2 * (chips - 1) / chips
+        each = self.card.latency.value + sent / self.card.link.value
+        return 2 * text.num_hidden_layers * each
