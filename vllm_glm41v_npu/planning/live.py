@@ -7,9 +7,9 @@ The names are vLLM 0.23.0's (`vllm/v1/metrics/loggers.py`). Engines of one serve
 from __future__ import annotations
 
 import time
-import urllib.error
 import urllib.request
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -34,6 +34,10 @@ CACHE = "vllm:cache_config_info"
 """Its labels are the cache's size."""
 
 TIMEOUT = 10.0
+WANTED = (
+    "Give the address of a running vLLM server, such as http://127.0.0.1:8000, that was started "
+    "without --disable-log-stats."
+)
 
 
 class ServerError(ValueError):
@@ -65,14 +69,14 @@ class Measured:
     kv_tokens: int
 
     @classmethod
-    def of(cls, samples: Counter[str]) -> Measured:
+    def of(cls, samples: Mapping[str, float]) -> Measured:
         """From what `parse` reads, or the difference of two readings.
 
         Raises:
             ServerError: No request ended.
         """
         requests = int(samples[f"{PROMPT}_count"])
-        if not requests or not samples[f"{FIRST_TOKEN}_count"]:
+        if requests < 1 or not samples[f"{FIRST_TOKEN}_count"]:
             raise ServerError(
                 "The server has answered no request in this time, so nothing was measured. "
                 "Send some, and ask again."
@@ -106,31 +110,31 @@ def measure(server: str, seconds: float = 0.0) -> Measured:
     if seconds:
         time.sleep(seconds)
         before, samples = samples, parse(_get(server), server)
-        samples.subtract({name: before[name] for name in SAMPLES})
+        samples |= {name: samples[name] - before[name] for name in SAMPLES}
     return Measured.of(samples)
 
 
-def parse(text: str, server: str) -> Counter[str]:
+def parse(text: str, server: str) -> dict[str, float]:
     """The samples that are needed, of all engines together.
 
     Raises:
         ServerError: One is missing, or it is no Prometheus text.
     """
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name in SAMPLES:
-                    found[sample.name] += sample.value  # type: ignore[assignment]
+                    found[sample.name] += sample.value
                 elif sample.name == CACHE:
                     labels = sample.labels
                     found[CACHE] += int(labels["num_gpu_blocks"]) * int(labels["block_size"])
     except (ValueError, KeyError) as error:
-        raise ServerError(f"{server}/metrics is no Prometheus text ({error}).") from error
+        raise ServerError(f"{server}/metrics cannot be read ({error}). {WANTED}") from error
     if missing := [name for name in (*SAMPLES, CACHE) if name not in found]:
         raise ServerError(
             f"{server}/metrics lacks {len(missing)} of vLLM 0.23.0's metrics, such as "
-            f"{missing[0]}. Give the address of a vLLM server without --disable-log-stats."
+            f"{missing[0]}. {WANTED}"
         )
     return found
 
@@ -140,8 +144,5 @@ def _get(server: str) -> str:
     try:
         with urllib.request.urlopen(f"{server}/metrics", timeout=TIMEOUT) as answer:
             return answer.read().decode()
-    except (OSError, ValueError, urllib.error.URLError) as error:
-        raise ServerError(
-            f"{server}/metrics does not answer ({error}). Give the address of a running vLLM "
-            "server, such as http://127.0.0.1:8000."
-        ) from error
+    except (OSError, ValueError) as error:
+        raise ServerError(f"{server}/metrics does not answer ({error}). {WANTED}") from error

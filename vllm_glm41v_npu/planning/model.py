@@ -173,7 +173,9 @@ def _is_size(value: object) -> bool:
 
 
 def _limits(checkpoint: Checkpoint) -> PixelLimits:
-    """Those in preprocessor_config.json; the published ones where it has none."""
-    size = (checkpoint.read_json("preprocessor_config.json") or {}).get("size")
-    edges = [size.get(edge) for edge in ("shortest_edge", "longest_edge")] if size else []
-    return PixelLimits(*edges) if edges and all(map(_is_size, edges)) else PUBLISHED_LIMITS
+    """Those of its pictures; the published ones where it has no file with them."""
+    everything = checkpoint.read_json("processor_config.json") or {}
+    settings = everything.get("image_processor") or checkpoint.read_json("preprocessor_config.json")
+    size = (settings or {}).get("size") or {}
+    edges = [size.get(edge) for edge in ("shortest_edge", "longest_edge")]
+    return PixelLimits(*edges) if all(map(_is_size, edges)) else PUBLISHED_LIMITS
