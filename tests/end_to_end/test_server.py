@@ -16,11 +16,13 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.checkpoints import TINY
 from tests.clips import Clip, audio_only
 from tests.end_to_end.servers import MAX_MODEL_LEN, data_uri, running, video_uri
 from tests.lane import ALL_LANES
+from vllm_glm41v_npu.cli import app
 
 pytestmark = ALL_LANES
 
@@ -269,3 +271,14 @@ def test_the_log_says_nothing_of_what_is_asked(server, log: Path) -> None:
     assert "/v1/chat/completions" in written
     for content in (secret, "my-password", printed()[-40:], data_uri(secret.encode())[-20:]):
         assert content not in written
+
+
+def test_the_planner_reads_the_metrics(server, good_answer, checkpoint) -> None:
+    """Guards against metrics that `glm41v plan` does not find in the vLLM that is installed."""
+    options = ["--model", str(checkpoint("tiny")), "--server", str(server.base_url), "--json"]
+    result = CliRunner().invoke(app, ["plan", "--card", "910B4", *options])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["server"]["requests"] > 0
+    assert 0 < found["server"]["share_of_floor"]["first_token"] < 1
+    assert 0 < found["server"]["share_of_floor"]["token"] < 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from vllm_glm41v_npu.checkpoint import Checkpoint
 from vllm_glm41v_npu.models.shapes import TEXT, VISION, checkpoint_shapes
@@ -168,7 +168,7 @@ class Model:
         return 2 * 2 * heads * head_size * text.num_hidden_layers
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and value > 0
 
 
@@ -177,5 +177,5 @@ def _limits(checkpoint: Checkpoint) -> PixelLimits:
     everything = checkpoint.read_json("processor_config.json") or {}
     settings = everything.get("image_processor") or checkpoint.read_json("preprocessor_config.json")
     size = (settings or {}).get("size") or {}
-    edges = [size.get(edge) for edge in ("shortest_edge", "longest_edge")]
-    return PixelLimits(*edges) if all(map(_is_size, edges)) else PUBLISHED_LIMITS
+    least, most = size.get("shortest_edge"), size.get("longest_edge")
+    return PixelLimits(least, most) if _is_size(least) and _is_size(most) else PUBLISHED_LIMITS
