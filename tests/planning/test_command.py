@@ -62,8 +62,8 @@ def test_tables():
     """Guards against a guess that looks like a figure, and figures that are not shown."""
     found = plan("--card", "300I-DUO", "--type", "W8A8SC", "--picture", "1024x1024")
     assert "W8A8SC on 1 x Atlas 300I DUO of 48 GB, two Ascend 310P3: 2 chip(s)" in found
-    (first_token,) = (line for line in found.splitlines() if "first token" in line)
-    assert first_token.split()[3:5] == ["292", "ms"]  # of 269 ms, with down_proj in 16 bits
+    (first_token,) = (line for line in found.splitlines() if "first:" in line)
+    assert first_token.split()[4:6] == ["292", "ms"]  # of 269 ms, with down_proj in 16 bits
     assert found.count("[guess]") == 5  # activations twice, link, latency, compressed weight
     assert "what rests on them is too: activations, link, latency, compressed" in found
 
@@ -86,11 +86,13 @@ def test_other_model():
     assert found["load"]["pictures"][0]["tokens"] == 16
 
 
-def test_ratio():
-    """Guards against a ratio that is known and still called a guess."""
-    found = as_json("--card", "300I-DUO", "--type", "W8A8SC", "--ratio", "0.5")
-    assert found["figures"]["compressed weight"]["value"] == 0.5
-    assert not found["figures"]["compressed weight"]["guess"]
+def test_what_is_known_better():
+    """Guards against a figure that is given and still the data sheet's, or called a guess."""
+    options = ["--ratio", "0.5", "--memory-gb", "22"]
+    found = as_json("--card", "300I-DUO", "--type", "W8A8SC", *options)
+    ratio, memory = (found["figures"][name] for name in ("compressed weight", "memory"))
+    assert (ratio["value"], ratio["guess"]) == (0.5, False)
+    assert memory["value"] == found["memory"]["total"] == 22e9
 
 
 def test_server(served):

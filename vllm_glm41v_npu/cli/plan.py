@@ -35,6 +35,10 @@ def plan(
         int | None,
         typer.Option(min=1, help="Tokens of prompt and answer; an answer of 1024 if not given."),
     ] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Of a chip, as npu-smi shows; the data sheet's if not given."),
+    ] = None,
     gpu_memory_utilization: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="As in vLLM.")
     ] = 0.9,
@@ -67,6 +71,8 @@ def plan(
 
     try:
         found = find_card(card)
+        if memory_gb is not None:
+            found = found._replace(memory=Figure(1e9 * memory_gb, "B", "--memory-gb"))
         cards = Plan(
             found,
             find_type(type, found),

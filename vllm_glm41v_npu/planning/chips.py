@@ -51,7 +51,12 @@ TYPES = {kind.name: kind for kind in _TYPES}
 
 
 class Card(NamedTuple):
-    """Figures are of one chip; `link` is one direction between two chips, `latency` of one sum."""
+    """Figures are of one chip.
+
+    link, latency: one direction between two chips, and one sum of them.
+    cache_share: of the memory that is left, what becomes the KV cache.
+    copies_head: vllm-ascend keeps the head in two layouts.
+    """
 
     name: str
     product: str
@@ -63,6 +68,8 @@ class Card(NamedTuple):
     int8: Figure
     link: Figure
     latency: Figure
+    cache_share: Figure = Figure(1.0, "", "vLLM")
+    copies_head: bool = False
 
     def takes(self, kind: Type) -> bool:
         if kind.is_compressed and self.backend is not ATLAS_310P:
@@ -106,6 +113,8 @@ def _310p(name: str, product: str, chips: int, memory: int) -> Card:
         Figure(140e12, "OP/s", half),
         Figure(10e9, "B/s", "no figure was found", guess=True),
         Figure(30e-6, "s", "no figure was found", guess=True),
+        Figure(0.5, "", "vllm-ascend 0.23.0 keeps the other half for workspaces"),
+        copies_head=True,
     )
 
 

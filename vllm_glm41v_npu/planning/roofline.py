@@ -48,12 +48,15 @@ class Memory:
     usable: float
     weights: float
     activations: float
+    second_head: float
+    cache_share: float
     kv_token: int
     context: float
 
     @property
     def kv_cache(self) -> float:
-        return max(0.0, self.usable - self.weights - self.activations)
+        left = self.usable - self.weights - self.activations - self.second_head
+        return max(0.0, left) * self.cache_share
 
     @property
     def kv_tokens(self) -> int:
@@ -109,6 +112,7 @@ class Plan:
             "bandwidth": card.bandwidth,
             "16-bit products": card.float16,
             "activations": ACTIVATIONS,
+            "share of KV cache": card.cache_share,
         }
         if self.type.is_int8:
             figures["int8 products"] = card.int8
@@ -148,6 +152,8 @@ class Plan:
             total * self.utilization,
             self.weight_bytes / self.chips,
             ACTIVATIONS.value,
+            2 * self.model.head * self.card.copies_head / self.chips,
+            self.card.cache_share.value,
             self.model.kv_bytes(self.chips),
             context,
         )

@@ -48,14 +48,16 @@ def _memory(plan: Json) -> Table:
         "that vLLM may take": "usable",
         "weights": "weights",
         "activations" + _mark(plan["figures"]["activations"]): "activations",
+        "head in a second layout": "second_head",
         "KV cache": "kv_cache",
     }
     for label, key in rows.items():
-        table.add_row(label, amount(memory[key], "B"))
-    table.add_row("tokens that fit, on all chips", f"{memory['kv_tokens']:,}")
+        if memory[key] or key == "kv_cache":
+            table.add_row(label, amount(memory[key], "B"))
+    table.add_row("tokens in the cache of all", f"{memory['kv_tokens']:,}")
     table.add_row(f"sequences of {memory['context']:,.0f}", f"{memory['sequences']:,}")
     if plan["server"]:
-        table.add_row("tokens that fit the server", f"{plan['server']['kv_tokens']:,}")
+        table.add_row("tokens in the server's cache", f"{plan['server']['kv_tokens']:,}")
     return table
 
 
@@ -63,12 +65,12 @@ def _floors(plan: Json) -> Table:
     floors, load = plan["floors"], plan["load"]
     shown = sum(picture["tokens"] for picture in load["pictures"])
     rows = {
-        f"pictures: {shown:,} tokens": floors["vision"],
-        f"prompt: {load['prompt_tokens']:,.0f} tokens": floors["prefill"],
-        "first token: both": floors["first_token"],
-        f"next token: {load['batch']:.3g} x {load['context']:,.0f}": floors["token"],
+        f"pictures: {shown:,}": floors["vision"],
+        f"prompt: {load['prompt_tokens']:,.0f}": floors["prefill"],
+        "first: both of these": floors["first_token"],
+        f"next: {load['batch']:.3g} x {load['context']:,.0f}": floors["token"],
     }
-    table = _table("at least", "time", "limit", "compute", "memory", "link")
+    table = _table("tokens, and at least", "time", "limit", "compute", "memory", "link")
     for label, floor in rows.items():
         times = (_time(floor.get(part)) for part in ("compute", "memory", "link"))
         table.add_row(label, _time(floor["seconds"]), floor.get("limited_by", ""), *times)
