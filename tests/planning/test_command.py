@@ -62,7 +62,7 @@ def test_tables():
     """Guards against a guess that looks like a figure, and figures that are not shown."""
     found = plan("--card", "300I-DUO", "--type", "W8A8SC", "--picture", "1024x1024")
     assert "W8A8SC on 1 x Atlas 300I DUO of 48 GB, two Ascend 310P3: 2 chip(s)" in found
-    (first_token,) = (line for line in found.splitlines() if "first:" in line)
+    (first_token,) = (line for line in found.splitlines() if "first of" in line)
     assert first_token.split()[4:6] == ["292", "ms"]  # of 269 ms, with down_proj in 16 bits
     assert found.count("[guess]") == 5  # activations twice, link, latency, compressed weight
     assert "what rests on them is too: activations, link, latency, compressed" in found
@@ -129,6 +129,14 @@ def test_no_server():
     assert "http://127.0.0.1:9/metrics does not answer" in result.stderr
 
 
+def test_without_prometheus_client(served, monkeypatch):
+    """Guards against a traceback where vLLM, which brings it, is not installed."""
+    monkeypatch.setitem(sys.modules, "prometheus_client.parser", None)
+    result = runner.invoke(app, ["plan", "--card", "910B4", "--server", "http://a"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "prometheus_client, which vLLM brings, is not installed" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -179,8 +187,9 @@ def test_starts_without_torch_or_vllm():
     """Guards against a planner that starts slowly, or only where vLLM is installed."""
     code = (
         "import sys; from vllm_glm41v_npu.cli import app\n"
+        "not_needed = {'torch', 'vllm', 'transformers', 'prometheus_client'}\n"
         "try: app(['plan', '--card', '910B4', '--picture', '336x336'])\n"
-        "finally: print({'torch', 'vllm', 'transformers'} & sys.modules.keys(), file=sys.stderr)"
+        "finally: print(not_needed & sys.modules.keys(), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
     assert (result.returncode, result.stderr) == (0, "set()\n")

@@ -11,8 +11,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from prometheus_client.parser import text_string_to_metric_families
+from http.client import HTTPException
 
 PROMPT, ANSWER = "vllm:request_prompt_tokens", "vllm:request_generation_tokens"
 FIRST_TOKEN = "vllm:time_to_first_token_seconds"
@@ -120,6 +119,13 @@ def parse(text: str, server: str) -> dict[str, float]:
     Raises:
         ServerError: One is missing, or it is no Prometheus text.
     """
+    try:
+        from prometheus_client.parser import text_string_to_metric_families
+    except ModuleNotFoundError as error:
+        raise ServerError(
+            "prometheus_client, which vLLM brings, is not installed in this Python. Install it, or "
+            "ask where vLLM is installed."
+        ) from error
     found: defaultdict[str, float] = defaultdict(float)
     try:
         for family in text_string_to_metric_families(text):
@@ -144,5 +150,5 @@ def _get(server: str) -> str:
     try:
         with urllib.request.urlopen(f"{server}/metrics", timeout=TIMEOUT) as answer:
             return answer.read().decode()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise ServerError(f"{server}/metrics does not answer ({error}). {WANTED}") from error

@@ -112,8 +112,9 @@ class Plan:
             "bandwidth": card.bandwidth,
             "16-bit products": card.float16,
             "activations": ACTIVATIONS,
-            "share of KV cache": card.cache_share,
         }
+        if card.cache_share.value < 1:
+            figures["share of KV cache"] = card.cache_share
         if self.type.is_int8:
             figures["int8 products"] = card.int8
         if self.chips > 1:

@@ -64,11 +64,11 @@ def _memory(plan: Json) -> Table:
 def _floors(plan: Json) -> Table:
     floors, load = plan["floors"], plan["load"]
     shown = sum(picture["tokens"] for picture in load["pictures"])
-    rows = {
-        f"pictures: {shown:,}": floors["vision"],
+    rows = {} if not shown else {f"pictures: {shown:,}": floors["vision"]}
+    rows |= {
         f"prompt: {load['prompt_tokens']:,.0f}": floors["prefill"],
-        "first: both of these": floors["first_token"],
-        f"next: {load['batch']:.3g} x {load['context']:,.0f}": floors["token"],
+        "first of the answer": floors["first_token"],
+        f"next ones: {load['batch']:.3g} x {load['context']:,.0f}": floors["token"],
     }
     table = _table("tokens, and at least", "time", "limit", "compute", "memory", "link")
     for label, floor in rows.items():
