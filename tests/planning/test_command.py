@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,16 @@ def test_tables():
     assert first_token.split()[4:6] == ["292", "ms"]  # of 269 ms, with down_proj in 16 bits
     assert found.count("[guess]") == 5  # activations twice, link, latency, compressed weight
     assert "what rests on them is too: activations, link, latency, compressed" in found
+
+
+@pytest.mark.parametrize("file", ["plan.md", "plan.zh.md"])
+def test_example_in_the_docs(monkeypatch, file):
+    """Guards against an example that the command does not print."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = (TINY.parents[1] / "docs" / file).read_text()
+    command, expected = re.search(r"\$ glm41v plan (.*)\n((?:.*\n)*?)```", text).groups()
+    printed = "\n".join(line.rstrip() for line in plan(*command.split()).splitlines())
+    assert re.sub(r"\n{3,}", "\n\n", printed) == expected.rstrip("\n")
 
 
 def test_what_does_not_fit():
