@@ -74,7 +74,7 @@ def test_example_in_the_docs(monkeypatch, file):
     """Guards against an example that the command does not print."""
     monkeypatch.setenv("COLUMNS", "80")
     text = (TINY.parents[1] / "docs" / file).read_text()
-    command, expected = re.search(r"\$ glm41v plan (.*)\n((?:.*\n)*?)```", text).groups()
+    ((command, expected),) = re.findall(r"\$ glm41v plan (.*)\n((?:.*\n)*?)```", text)
     printed = "\n".join(line.rstrip() for line in plan(*command.split()).splitlines())
     assert re.sub(r"\n{3,}", "\n\n", printed) == expected.rstrip("\n")
 
