@@ -89,7 +89,7 @@ def _cube(cores: int, gigahertz: float) -> tuple[Figure, Figure]:
 
 
 _A2_LATENCY = Figure(20e-6, "s", "of the order of HCCL's small sums", guess=True)
-_A2_LINK = Figure(196e9, "B/s", "hardware descriptions say 196 to 400 GB/s", guess=True)
+_A2_LINK = Figure(400e9, "B/s", "hardware descriptions say 196 to 400 GB/s", guess=True)
 _A2_BANDWIDTH = Figure(1.6e12, "B/s", "hardware descriptions say 1.2 or 1.6 TB/s", guess=True)
 
 
