@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from vllm_glm41v_npu.checkpoint import Json
+from vllm_glm41v_npu.cli.errors import fail
 
 
 def plan(
@@ -85,9 +86,9 @@ def plan(
         measured = live.measure(server.rstrip("/"), seconds) if server else None
         load = Load.of(cards.model, picture or (), text_tokens, batch, context, measured)
     except live.ServerError as error:
-        _fail(str(error), code=1)
+        fail(str(error), code=1)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     result = document(cards, load, measured)
     if as_json:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
@@ -108,8 +109,3 @@ def _print(result: Json) -> None:
         console.print(table)
     for note in result["notes"]:
         console.print(f"- {note}")
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(code)
