@@ -82,11 +82,8 @@ def compressed_sizes(network: Any) -> dict[str, tuple[int, int, int, int]]:
 
 
 @pytest.mark.ranks
-def test_two_ranks_equal_their_source(
-    sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_ranks_equal_their_source(sparse: Path, tmp_path: Path) -> None:
     """Guards the split of weights, scales and biases, in graphs."""
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     split = {"enforce_eager": False, "tensor_parallel_size": 2}
     expected = answers(sparse, **split)
     assert answers(make_shards(sparse, tmp_path, 2), **split, **SHARDED) == expected

@@ -43,10 +43,8 @@ def test_two_processes_equal_transformers(
 ) -> None:
     """Guards the sharded loading, the split of heads and pictures, and the stages' hand-over."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    if not ON_CPU:
-        if torch.npu.device_count() < 2:
-            pytest.skip("this machine has one NPU")
-        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    if not ON_CPU and torch.npu.device_count() < 2:
+        pytest.skip("this machine has one NPU")
     path = checkpoint(model)
     oracle = Oracle(path)
     with engine(path, **options) as llm:

@@ -85,10 +85,8 @@ def test_two_ranks_equal_the_formulas(
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     if ON_CPU:
         monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    else:
-        if torch.npu.device_count() < 2:
-            pytest.skip("this machine has one NPU")
-        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    elif torch.npu.device_count() < 2:
+        pytest.skip("this machine has one NPU")
     folder = quantised(kind)
     oracle = QuantisedOracle(folder, ranks=2)
     with engine(folder, tensor_parallel_size=2) as llm:
