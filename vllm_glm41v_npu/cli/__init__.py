@@ -12,6 +12,7 @@ from vllm_glm41v_npu.cli.ask import ask
 from vllm_glm41v_npu.cli.compress import compress
 from vllm_glm41v_npu.cli.doctor import doctor
 from vllm_glm41v_npu.cli.plan import plan
+from vllm_glm41v_npu.cli.page import page
 from vllm_glm41v_npu.cli.quantize import quantize
 from vllm_glm41v_npu.cli.run import run
 from vllm_glm41v_npu.cli.serve import serve
@@ -21,6 +22,7 @@ app.command()(ask)
 app.command()(compress)
 app.command()(doctor)
 app.command()(plan)
+app.command()(page)
 app.command()(quantize)
 app.command()(run)
 app.command()(serve)

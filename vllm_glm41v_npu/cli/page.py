@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`glm41v page`: a chat page in the browser."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+LOOPBACK = "localhost,127.0.0.1,::1"
+
+
+def page(
+    server: Annotated[
+        str, typer.Option(help="The OpenAI-compatible server to ask.")
+    ] = "http://127.0.0.1:8000",
+    model: Annotated[
+        str | None, typer.Option(help="Its name in requests; the first that the server lists.")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="VLLM_API_KEY", help="The server's; others here see an option."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Whoever reaches this address may use the server by the page.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+) -> None:
+    """Chat with a model that is served, about pictures and clips, in the browser.
+
+    Exits with 2 where an argument is wrong, and with 1 where gradio is missing or the port taken.
+    """
+    address = _address(server)
+    if find_spec("gradio") is None:
+        _fail(
+            "gradio is not installed in this Python, and the page is made with it: "
+            "pip install 'vllm-glm41v-npu[page]'."
+        )
+    _keep_to_this_machine()
+    from vllm_glm41v_npu.page.app import build, launch
+    from vllm_glm41v_npu.page.server import Server
+
+    try:
+        launch(build(Server(address, api_key, model)), host, port)
+    except OSError as error:
+        _fail(f"The page cannot be served at {host}:{port}: {error} Choose another by --port.")
+
+
+def _address(server: str) -> str:
+    """Without a trailing /v1, which other clients want."""
+    parts = urlsplit(server)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise typer.BadParameter(
+            f"{server!r} is no address; expected one such as http://127.0.0.1:8000",
+            param_hint="--server",
+        )
+    return server.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _keep_to_this_machine() -> None:
+    """gradio reads these when it is imported: no reports, and no proxy on the way to itself."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK)))
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conversation on the page as messages of a request.
+
+Messages of the page are those of gradio's Chatbot: `role`, `content` (a list of parts: `text`,
+`file`, or a component such as a drawn picture) and `metadata`. Of the assistant's, those with
+metadata are no words of the model's answer: its thinking has a title, our notes an id.
+"""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+NOTE, ERROR = "note", "error"
+"""Metadata ids: what the page remarks about an answer, and why there is none."""
+
+Message = dict[str, Any]
+
+
+class MediaError(Exception):
+    """A file that is neither a picture nor a video; a sentence for the person at the page."""
+
+
+def request(history: Sequence[Message], files: Sequence[str], text: str, system: str) -> list:
+    """The messages to send: the system's, those of the page, and the new one.
+
+    Raises MediaError.
+    """
+    messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+    for message in history:
+        metadata = message.get("metadata") or {}
+        if metadata.get("id") == ERROR:
+            _drop_turn(messages)
+        elif message["role"] == "user":
+            messages.append(_user(_files(message), _text(message)))
+        elif not metadata and (said := _text(message)):
+            messages.append({"role": "assistant", "content": said})
+    return [*messages, _user(files, text)]
+
+
+def last_media(history: Sequence[Message], files: Sequence[str]) -> list[str]:
+    """The paths of the latest message that has any: what an answer with boxes is about."""
+    earlier = (_files(message) for message in reversed(history) if message["role"] == "user")
+    return next((paths for paths in (list(files), *earlier) if paths), [])
+
+
+def open_picture(path: str) -> Image.Image | None:
+    """The picture in a file; None where it is a video."""
+    return Image.open(path) if _kind(path).startswith("image/") else None
+
+
+def _user(files: Iterable[str], text: str) -> Message:
+    """Media come before the question, as in the model's training."""
+    words = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [*map(_part, files), *words]}
+
+
+def _part(path: str) -> dict[str, Any]:
+    kind = _kind(path)
+    name = f"{kind.partition('/')[0]}_url"
+    url = f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    return {"type": name, name: {"url": url}}
+
+
+def _kind(path: str) -> str:
+    kind = mimetypes.guess_type(path)[0] or ""
+    if not kind.startswith(("image/", "video/")):
+        raise MediaError(
+            f"{Path(path).name} is neither a picture nor a video by its name; give a PNG, a JPEG, "
+            "an MP4 or the like."
+        )
+    return kind
+
+
+def _drop_turn(messages: list[Message]) -> None:
+    """Forget the last question, which was not answered to its end."""
+    while messages and messages.pop()["role"] != "user":
+        pass
+
+
+def _files(message: Message) -> list[str]:
+    return [part["file"]["path"] for part in message["content"] if part["type"] == "file"]
+
+
+def _text(message: Message) -> str:
+    return "\n".join(part["text"] for part in message["content"] if part["type"] == "text")

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One answer of the model as it arrives: thinking, content, and the boxes in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_glm41v_npu.serving.grounding import Box, find_boxes
+from vllm_glm41v_npu.serving.thinking import ThinkingSplitter
+
+
+class Reply:
+    """What the server has said so far.
+
+    thinking: of the server's reasoning parser, or within `<think>` where it has none.
+    content: without tags, as it is shown.
+    cut: whether the tokens were used up.
+    """
+
+    def __init__(self) -> None:
+        self.thinking = self.content = self._written = ""
+        self.cut = False
+        self._splitter = ThinkingSplitter()
+
+    def add(self, choice: dict[str, Any]) -> None:
+        """Take one choice of a stream; reasoning has either of the names that servers use."""
+        delta = choice.get("delta") or {}
+        self.thinking += delta.get("reasoning") or delta.get("reasoning_content") or ""
+        written = delta.get("content") or ""
+        self._written += written
+        self._take(*self._splitter.feed(written))
+        self.cut = self.cut or choice.get("finish_reason") == "length"
+
+    def end(self) -> None:
+        """No more comes."""
+        self._take(*self._splitter.end())
+
+    def boxes(self) -> list[Box]:
+        """Those of the content, of the marked ones alone where the server keeps the markers."""
+        return find_boxes(self._written)
+
+    def _take(self, thinking: str, content: str) -> None:
+        self.thinking += thinking
+        self.content += content
