@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Every target builds the environment it needs first, if its lock files changed: .venv for the CPU,
-# .venv-ascend for vllm-ascend on an emulated NPU. `make test-npu` alone uses a Python that is there.
+# .venv-ascend for vllm-ascend on an emulated NPU, .venv-page for the chat page. `make test-npu` alone uses a Python that is there.
 
 # The first Python that runs and that the lock files have wheels for; override with PYTHON=...
 find_python = for p in python3.11 python3.12 python3; do \
@@ -14,6 +14,7 @@ PYTHON_NPU ?= python3
 endif
 VENV := .venv/bin
 VENV_ASCEND := .venv-ascend/bin
+VENV_PAGE := .venv-page/bin
 CHIPS ?= A2 310P
 # Test processes side by side: each computes on one core, and takes up to 5 GiB.
 JOBS ?= 2
@@ -32,7 +33,7 @@ export TORCH_COMPILE_DISABLE := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-ascend demo test test-ascend test-npu lint format clean
+.PHONY: help env env-ascend env-page demo test test-page test-ascend test-npu lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ env:  ## build .venv from requirements/*.lock
 
 env-ascend:  ## build .venv-ascend likewise, with an emulated NPU
 	@$(build_env) ascend
+
+env-page:  ## build .venv-page likewise, with gradio and without vLLM
+	@$(build_env) page
 
 # One process and one thread are quickest for the tiny model.
 demo: env  ## ask the tiny model about a few pictures
@@ -64,6 +68,9 @@ run_tests = $(1)/python -m pytest -m "$(2) and not ranks" -n $(JOBS) --dist load
 test: lint  ## lint, then every test that needs no NPU
 	@status=0; $(call run_tests,$(VENV),cpu); exit $$status
 
+test-page: env-page  ## the chat page in a headless Chromium, if there is one
+	$(VENV_PAGE)/python -m pytest -rs tests/page
+
 test-ascend: env-ascend  ## the end-to-end tests on an emulated Atlas A2 and 310P (CHIPS="A2 310P")
 	@status=0; for chip in $(CHIPS); do \
 		echo "vllm-ascend on an emulated Atlas $$chip:"; \
@@ -79,7 +86,7 @@ format: env  ## let ruff rewrite what it can
 	$(VENV)/ruff format $(SOURCES)
 
 clean:  ## remove the environments and all caches
-	rm -rf .venv .venv-ascend .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ascend .venv-page .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	for project in . npu_emulator requirements/vllm-name; do \
 		rm -rf $$project/build $$project/*.egg-info; done
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build an environment from the lock files; does nothing when it is up to date.
 
-    python tools/build_env.py [cpu|ascend]
+    python tools/build_env.py [cpu|ascend|page]
 
 `cpu` (the default) is .venv. `ascend` is .venv-ascend: vllm-ascend and the NPU that npu_emulator
-makes for it. Run by `make` before every target that needs one, with Python 3.11 or 3.12. It may be
+makes for it. `page` is .venv-page: the chat page, without vLLM. Run by `make` before every target that needs one, with Python 3.11 or 3.12. It may be
 interrupted at any time and run again: the stamp that says "done" is written last, and pip skips
 what is already installed. With CI=true (or 1) the wheels are kept under ~/.cache, so that a fresh
 clone on the same machine does not download them again.
@@ -102,17 +102,20 @@ class Environment:
 
 
 ENVIRONMENTS = {
-    "cpu": Environment(ROOT / ".venv", (LOCKS / "cpu.lock", LOCKS / "dev.lock"), (ROOT,)),
+    "cpu": Environment(
+        ROOT / ".venv", (LOCKS / "cpu.lock", LOCKS / "dev.lock"), (VLLM_NAME, ROOT)
+    ),
     "ascend": Environment(
         ROOT / ".venv-ascend",
         (LOCKS / "cpu.lock", LOCKS / "dev.lock", LOCKS / "ascend.lock"),
-        (ROOT, EMULATOR),
+        (VLLM_NAME, ROOT, EMULATOR),
         left_out=("cuda-*", "intel-*", "nvidia-*", "triton"),  # ascend.lock says why
         compiled=(
             *(source for kind in ("*.c", "*.cpp", "*.h") for source in sorted(EMULATOR.glob(kind))),
             *(EMULATOR / name for name in ("build.py", "settings.py", "stubs.py")),
         ),
     ),
+    "page": Environment(ROOT / ".venv-page", (LOCKS / "page.lock",), (ROOT,)),
 }
 
 
@@ -194,7 +197,7 @@ def create_venv(folder: Path) -> None:
 
 
 def install(environment: Environment) -> None:
-    """Fill its folder: build tool, all that is pinned, the name `vllm`, and its projects."""
+    """Fill its folder: build tool, all that is pinned, and its projects."""
     pins = environment.pins()
     create_venv(environment.folder)
     print("Installing the build tool", flush=True)
@@ -210,7 +213,7 @@ def install(environment: Environment) -> None:
     print("Installing this project", flush=True)
     offline = ("--no-deps", "--no-build-isolation", "--no-index")
     editable = [word for project in environment.projects for word in ("--editable", project)]
-    environment.pip("install", *offline, VLLM_NAME, *editable)
+    environment.pip("install", *offline, *editable)
 
 
 def compile_emulator(environment: Environment) -> None:
@@ -222,7 +225,7 @@ def compile_emulator(environment: Environment) -> None:
 
 def steps(environment: Environment) -> Iterator[tuple[Path, str, Callable[[Environment], None]]]:
     """The parts of a build: the stamp of each, what it must hold, and what does the work."""
-    projects = [folder / "pyproject.toml" for folder in (*environment.projects, VLLM_NAME)]
+    projects = [folder / "pyproject.toml" for folder in environment.projects]
     parts = [str(ROOT), *(project.read_text() for project in projects)]
     yield environment.folder / "built-from", environment.fingerprint(*parts), install
     if environment.compiled:

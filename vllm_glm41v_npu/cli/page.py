@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
 
 import typer
@@ -43,6 +43,7 @@ def page(
     from vllm_glm41v_npu.page.app import build, launch
     from vllm_glm41v_npu.page.server import Server
 
+    typer.echo(f"The page is at http://{host}:{port}, and asks the server at {address}.")
     try:
         launch(build(Server(address, api_key, model)), host, port)
     except OSError as error:
@@ -68,6 +69,6 @@ def _keep_to_this_machine() -> None:
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK)))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo(f"Error: {message}", err=True)
     raise typer.Exit(1)

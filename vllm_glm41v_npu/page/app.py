@@ -21,7 +21,10 @@ from .server import Server, ServerError
 MAX_FILE_SIZE = 512 * gr.FileSize.MB
 """What a server of this package takes of a video."""
 
-CSS = ".status { text-align: center } footer { display: none !important }"
+CSS = """
+.status { text-align: center }
+button[aria-label="Share"] { display: none }  /* would send a picture to a hub */
+"""
 
 words = gr.I18n(**{"en": ENGLISH, "zh-CN": CHINESE})
 
@@ -33,10 +36,10 @@ def build(server: Server) -> gr.Blocks:
         try:
             return f"**{await server.model_name()}** at {server.address}"
         except ServerError as error:
-            return f"⚠️ {error}"
+            return f"⚠ {error}"
 
     async def answer(
-        question: dict[str, Any], history: list[Message], system: str, *sampling: float | None
+        question: dict[str, Any], history: list[Message], system: str, *sampling: str
     ) -> AsyncIterator[list[gr.ChatMessage]]:
         reply = Reply()
         text, files = question["text"], question["files"]
@@ -49,14 +52,14 @@ def build(server: Server) -> gr.Blocks:
                 yield _shown(reply)
             reply.end()
             yield [*_shown(reply, done=True), *_remarks(reply, last_media(history, files))]
-        except (ServerError, MediaError) as error:
+        except (SettingError, MediaError, ServerError) as error:
             reply.end()
-            yield [*_shown(reply, done=True), _aside(f"⚠️ {error}", ERROR)]
+            yield [*_shown(reply, done=True), _aside(f"⚠ {error}", ERROR)]
 
     with gr.Blocks(title="GLM-4.1V", analytics_enabled=False, fill_height=True) as page:
         line = gr.Markdown(elem_classes="status")
-        page.load(status, outputs=line, api_visibility="private")
-        gr.ChatInterface(
+        settings = _settings()
+        chat = gr.ChatInterface(
             answer,
             multimodal=True,
             chatbot=gr.Chatbot(
@@ -77,11 +80,12 @@ def build(server: Server) -> gr.Blocks:
                 stop_btn=True,
                 autofocus=True,
             ),
-            additional_inputs=_settings(),
-            additional_inputs_accordion=gr.Accordion(words("settings"), open=False, render=False),
+            additional_inputs=settings,
             api_visibility="private",
             concurrency_limit=None,
         )
+        asks = [page.load, chat.textbox.submit, chat.chatbot.retry]
+        gr.on(asks, status, outputs=line, show_progress="hidden", api_visibility="private")
     return page
 
 
@@ -95,38 +99,48 @@ def launch(page: gr.Blocks, host: str, port: int) -> None:
         enable_monitoring=False,
         footer_links=[],
         max_file_size=MAX_FILE_SIZE,
+        quiet=True,
         i18n=words,
         css=CSS,
         app_kwargs={"middleware": [Middleware(NothingFromElsewhere)]},
     )
 
 
-SAMPLING = {  # of a request: the least, the greatest and the step of the field on the page
-    "temperature": (0, 2, 0.1),
-    "top_p": (0, 1, 0.05),
-    "top_k": (-1, None, 1),
-    "repetition_penalty": (0, 2, 0.05),
-    "max_tokens": (1, None, 1),
-}
+SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "repetition_penalty": float}
+SAMPLING |= {"max_tokens": int}
+"""Fields of a request that the page has a field for, and what they take."""
 
 
-def _settings() -> list[gr.components.Component]:
-    fields: list[gr.components.Component] = [gr.Textbox(label=words("system"), lines=2)]
-    for name, (least, most, step) in SAMPLING.items():
-        fields.append(
-            gr.Number(label=words(name), value=None, minimum=least, maximum=most, step=step)
-        )
-    return fields
+class SettingError(Exception):
+    """A setting that is no number; a sentence for the person at the page."""
 
 
-def _body(sampling: Sequence[float | None]) -> dict[str, Any]:
-    """A request without its messages; what the person left empty is the server's to choose."""
-    given = zip(SAMPLING, sampling, strict=True)
-    return {
-        "stream": True,
-        "chat_template_kwargs": {"keep_tags": "boxes"},
-        **{name: value for name, value in given if value is not None},
-    }
+def _settings() -> list[gr.Textbox]:
+    """The system prompt, and the fields of SAMPLING: texts, as gradio's numbers are never empty."""
+    with gr.Accordion(words("settings"), open=False):
+        system = gr.Textbox("", label=words("system"), lines=2)
+        with gr.Row():
+            own = words("own")
+            fields = [
+                gr.Textbox("", label=words(name), placeholder=own, max_lines=1, min_width=120)
+                for name in SAMPLING
+            ]
+    return [system, *fields]
+
+
+def _body(sampling: Sequence[str]) -> dict[str, Any]:
+    """A request without its messages; what the person left empty is the server's to choose.
+
+    Raises SettingError.
+    """
+    body: dict[str, Any] = {"stream": True, "chat_template_kwargs": {"keep_tags": "boxes"}}
+    for (name, number), text in zip(SAMPLING.items(), sampling, strict=True):
+        try:
+            body |= {name: number(text)} if text.strip() else {}
+        except ValueError:
+            kind = "whole number" if number is int else "number"
+            raise SettingError(f"{ENGLISH[name]} is {text!r}; expected a {kind}.") from None
+    return body
 
 
 def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
@@ -134,7 +148,7 @@ def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
     shown = []
     if reply.thinking:
         status = "done" if done or reply.content else "pending"
-        shown.append(gr.ChatMessage(reply.thinking, metadata={"title": "💭", "status": status}))
+        shown.append(gr.ChatMessage(reply.thinking, metadata={"title": "Thinking", "status": status}))
     if reply.content:
         shown.append(gr.ChatMessage(reply.content))
     return shown
