@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
 
@@ -39,15 +40,16 @@ def page(
             "gradio is not installed in this Python, and the page is made with it: "
             "pip install 'vllm-glm41v-npu[page]'."
         )
-    _keep_to_this_machine()
-    from vllm_glm41v_npu.page.app import build, launch
-    from vllm_glm41v_npu.page.server import Server
+    with TemporaryDirectory(prefix="glm41v-page-") as folder:  # nobody else may read it
+        _set_up_gradio(folder)
+        from vllm_glm41v_npu.page.app import build, launch
+        from vllm_glm41v_npu.page.server import Server
 
-    typer.echo(f"The page is at http://{host}:{port}, and asks the server at {address}.")
-    try:
-        launch(build(Server(address, api_key, model)), host, port)
-    except OSError as error:
-        _fail(f"The page cannot be served at {host}:{port}: {error} Choose another by --port.")
+        typer.echo(f"The page is at http://{host}:{port}, and asks the server at {address}.")
+        try:
+            launch(build(Server(address, api_key, model)), host, port)
+        except OSError as error:
+            _fail(f"The page cannot be served at {host}:{port}: {error} Choose another by --port.")
 
 
 def _address(server: str) -> str:
@@ -61,11 +63,12 @@ def _address(server: str) -> str:
     return server.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _keep_to_this_machine() -> None:
-    """gradio reads these when it is imported: no reports, and no proxy on the way to itself."""
+def _set_up_gradio(folder: str) -> None:
+    """What it reads when it is imported: where uploads go, and to tell nobody of itself."""
+    os.environ["GRADIO_TEMP_DIR"] = folder
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    for name in ("no_proxy", "NO_PROXY"):
+    for name in ("no_proxy", "NO_PROXY"):  # or a proxy is asked for the page, and for the server
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK)))
 
 

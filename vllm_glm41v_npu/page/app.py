@@ -21,6 +21,9 @@ from .server import Server, ServerError
 MAX_FILE_SIZE = 512 * gr.FileSize.MB
 """What a server of this package takes of a video."""
 
+FORGET = (3600, 24 * 3600)
+"""Every hour, files that were uploaded a day ago."""
+
 CSS = """
 .status { text-align: center }
 button[aria-label="Share"] { display: none }  /* would send a picture to a hub */
@@ -56,7 +59,9 @@ def build(server: Server) -> gr.Blocks:
             reply.end()
             yield [*_shown(reply, done=True), _aside(f"⚠ {error}", ERROR)]
 
-    with gr.Blocks(title="GLM-4.1V", analytics_enabled=False, fill_height=True) as page:
+    with gr.Blocks(
+        title="GLM-4.1V", analytics_enabled=False, delete_cache=FORGET, fill_height=True
+    ) as page:
         line = gr.Markdown(elem_classes="status")
         settings = _settings()
         chat = gr.ChatInterface(
