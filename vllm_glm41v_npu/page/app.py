@@ -25,7 +25,7 @@ FORGET = (3600, 24 * 3600)
 """Every hour, files that were uploaded a day ago."""
 
 CSS = """
-.status { text-align: center }
+#status { text-align: center }
 button[aria-label="Share"] { display: none }  /* would send a picture to a hub */
 """
 
@@ -62,7 +62,7 @@ def build(server: Server) -> gr.Blocks:
     with gr.Blocks(
         title="GLM-4.1V", analytics_enabled=False, delete_cache=FORGET, fill_height=True
     ) as page:
-        line = gr.Markdown(elem_classes="status")
+        line = gr.Markdown(elem_id="status")
         settings = _settings()
         chat = gr.ChatInterface(
             answer,
@@ -178,7 +178,7 @@ def _remarks(reply: Reply, media: list[str]) -> list[gr.ChatMessage]:
             remarks.append(_aside(f"The boxes cannot be drawn: {error}", NOTE))
         else:
             if picture:
-                remarks.append(_aside(gr.Image(draw_boxes(picture, boxes)), NOTE))
+                remarks.append(_aside(gr.Image(draw_boxes(picture, boxes), format="png"), NOTE))
     return remarks
 
 
