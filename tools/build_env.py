@@ -102,9 +102,7 @@ class Environment:
 
 
 ENVIRONMENTS = {
-    "cpu": Environment(
-        ROOT / ".venv", (LOCKS / "cpu.lock", LOCKS / "dev.lock"), (VLLM_NAME, ROOT)
-    ),
+    "cpu": Environment(ROOT / ".venv", (LOCKS / "cpu.lock", LOCKS / "dev.lock"), (VLLM_NAME, ROOT)),
     "ascend": Environment(
         ROOT / ".venv-ascend",
         (LOCKS / "cpu.lock", LOCKS / "dev.lock", LOCKS / "ascend.lock"),

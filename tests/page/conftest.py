@@ -25,7 +25,7 @@ START_SECONDS = 120
 
 # The CPU's environment has neither; `make test-page` runs all.
 HERE_TOO = all(find_spec(name) for name in ("gradio", "playwright"))
-collect_ignore_glob = [] if HERE_TOO else ["test_browser*.py", "test_page_*.py"]
+collect_ignore_glob = [] if HERE_TOO else ["test_browser.py", "test_page_*.py"]
 
 
 class Running(NamedTuple):
@@ -57,13 +57,17 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """`glm41v page`, on a machine whose way outside leads by a proxy that notes who is asked."""
     port, server_port = _free_port(), _free_port()
     outside = Fake()
-    log = tmp_path_factory.mktemp("page") / "log"
+    folder = tmp_path_factory.mktemp("page")
+    log, uploads = folder / "log", folder / "uploads"
+    uploads.mkdir()
     command = [str(Path(sys.executable).parent / "glm41v"), "page", "--port", str(port)]
     command += ["--server", f"http://127.0.0.1:{server_port}/v1"]
     with outside.serve() as proxy_port, log.open("w") as output:
         names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
         environment = os.environ | dict.fromkeys(names, f"http://127.0.0.1:{proxy_port}")
-        environment |= {"VLLM_API_KEY": "secret", "no_proxy": "", "NO_PROXY": ""}
+        environment |= {"VLLM_API_KEY": "secret", "TMPDIR": str(uploads)}
+        for name in ("no_proxy", "NO_PROXY"):
+            environment.pop(name, None)
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
             _wait_until_open(port, process, log)
@@ -71,6 +75,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         finally:
             process.terminate()
             process.wait(60)
+    assert [*uploads.iterdir()] == []  # what people have shown is not kept
 
 
 @pytest.fixture

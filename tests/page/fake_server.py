@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "glm41v-fake"
-GO_ON_SECONDS = 60
+GO_ON_SECONDS = 300
 
 Step = dict[str, Any] | Callable[[], None]
 
@@ -27,7 +27,7 @@ class Fake:
     """
 
     def __init__(self) -> None:
-        self.steps: list[Step] = [{"content": "Hello"}]
+        self.steps: Iterable[Step] = [{"content": "Hello"}]
         self.status, self.body = 200, ""
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []

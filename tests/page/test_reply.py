@@ -32,7 +32,9 @@ def reply(*deltas: dict[str, str], finish: str = "stop") -> Reply:
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
 def test_thinking_of_a_parser(field: str) -> None:
     """Guards both names of the field, and its end where the content begins."""
-    made = reply({"role": "assistant", "content": ""}, {field: "Tw"}, {field: "o."}, {"content": "2"})
+    made = reply(
+        {"role": "assistant", "content": ""}, {field: "Tw"}, {field: "o."}, {"content": "2"}
+    )
     assert (made.thinking, made.content, made.cut) == ("Two.", "2", False)
 
 
@@ -90,7 +92,13 @@ def test_request() -> None:
 
 def test_a_turn_that_failed_is_not_sent_again() -> None:
     """Guards against the same picture twice in the request after an error."""
-    history = [user(text="One?"), assistant("1"), user(PICTURE), assistant("I s"), assistant("", id=ERROR)]
+    history = [
+        user(text="One?"),
+        assistant("1"),
+        user(PICTURE),
+        assistant("I s"),
+        assistant("", id=ERROR),
+    ]
     messages = request(history, [PICTURE], "", " ")
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Annotated, NoReturn
@@ -40,6 +41,7 @@ def page(
             "gradio is not installed in this Python, and the page is made with it: "
             "pip install 'vllm-glm41v-npu[page]'."
         )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as by Ctrl-C: tidy up
     with TemporaryDirectory(prefix="glm41v-page-") as folder:  # nobody else may read it
         _set_up_gradio(folder)
         from vllm_glm41v_npu.page.app import build, launch
@@ -48,8 +50,11 @@ def page(
         typer.echo(f"The page is at http://{host}:{port}, and asks the server at {address}.")
         try:
             launch(build(Server(address, api_key, model)), host, port)
-        except OSError as error:
-            _fail(f"The page cannot be served at {host}:{port}: {error} Choose another by --port.")
+        except OSError:  # gradio says which of its own arguments to change
+            _fail(
+                f"The page cannot be served at {host}:{port}: another program has this port, or "
+                "this machine has no such address. Choose another by --port or --host."
+            )
 
 
 def _address(server: str) -> str:

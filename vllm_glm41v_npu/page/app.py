@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import gradio as gr
-from PIL import UnidentifiedImageError
+from PIL import Image
 from starlette.middleware import Middleware
 
-from vllm_glm41v_npu.serving.grounding import draw_boxes
+from vllm_glm41v_npu.serving.grounding import Box, draw_boxes
 
 from .conversation import ERROR, NOTE, MediaError, Message, last_media, open_picture, request
 from .headers import NothingFromElsewhere
@@ -48,13 +49,14 @@ def build(server: Server) -> gr.Blocks:
         text, files = question["text"], question["files"]
         try:
             body = _body(sampling)
-            body["messages"] = request(history, files, text, system)
+            body["messages"] = await to_thread(request, history, files, text, system)
             body["model"] = await server.model_name()
             async for choice in server.stream(body):
                 reply.add(choice)
                 yield _shown(reply)
             reply.end()
-            yield [*_shown(reply, done=True), *_remarks(reply, last_media(history, files))]
+            remarks = await to_thread(_remarks, reply, last_media(history, files))
+            yield [*_shown(reply, done=True), *remarks]
         except (SettingError, MediaError, ServerError) as error:
             reply.end()
             yield [*_shown(reply, done=True), _aside(f"⚠ {error}", ERROR)]
@@ -153,7 +155,9 @@ def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
     shown = []
     if reply.thinking:
         status = "done" if done or reply.content else "pending"
-        shown.append(gr.ChatMessage(reply.thinking, metadata={"title": "Thinking", "status": status}))
+        shown.append(
+            gr.ChatMessage(reply.thinking, metadata={"title": "Thinking", "status": status})
+        )
     if reply.content:
         shown.append(gr.ChatMessage(reply.content))
     return shown
@@ -161,25 +165,25 @@ def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
 
 def _remarks(reply: Reply, media: list[str]) -> list[gr.ChatMessage]:
     """The picture with the answer's boxes, and what else there is to say about an answer."""
-    remarks = []
+    remarks: list[Any] = []
     if reply.cut:
-        remarks.append(_aside("The answer ends here, as all its tokens are used up.", NOTE))
+        remarks.append("The answer ends here, as all its tokens are used up.")
     if not reply.content and not reply.thinking:
-        remarks.append(_aside("The answer is empty.", NOTE))
-    boxes = reply.boxes()
-    if boxes and len(media) > 1:
-        remarks.append(
-            _aside("Boxes are drawn where the question has one picture; this has several.", NOTE)
-        )
-    elif boxes and media:
-        try:
-            picture = open_picture(media[0])
-        except (UnidentifiedImageError, OSError) as error:
-            remarks.append(_aside(f"The boxes cannot be drawn: {error}", NOTE))
-        else:
-            if picture:
-                remarks.append(_aside(gr.Image(draw_boxes(picture, boxes), format="png"), NOTE))
-    return remarks
+        remarks.append("The answer is empty.")
+    if boxes := reply.boxes():
+        remarks += _drawn(boxes, media)
+    return [_aside(remark, NOTE) for remark in remarks]
+
+
+def _drawn(boxes: list[Box], media: list[str]) -> list[Any]:
+    """The picture with boxes; a sentence where it cannot be drawn, nothing where none was asked."""
+    if len(media) > 1:
+        return ["Boxes are drawn where the question has one picture; this has several."]
+    try:
+        pictures = [picture for path in media if (picture := open_picture(path))]
+        return [gr.Image(draw_boxes(picture, boxes), format="png") for picture in pictures]
+    except (OSError, Image.DecompressionBombError) as error:
+        return [f"The boxes cannot be drawn: {error}"]
 
 
 def _aside(content: Any, kind: str) -> gr.ChatMessage:
