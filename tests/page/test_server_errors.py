@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.page.fake_server import MODEL, Fake
+from tests.page.fake_server import MODEL, Fake, Step
 from vllm_glm41v_npu.page.server import Server, ServerError
 
 
@@ -26,12 +26,18 @@ def address(fake: Fake) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def ask(server: Server) -> list[dict[str, Any]]:
+Choices = list[dict[str, Any]]
+
+
+async def answer(server: Server, body: dict[str, Any]) -> Choices:
+    return [choice async for choice in server.stream(body)]
+
+
+def ask(server: Server) -> Choices:
     """The choices of an answer, after the question for the model's name that the page asks."""
 
-    async def choices() -> list[dict[str, Any]]:
-        body = {"model": await server.model_name(), "messages": []}
-        return [choice async for choice in server.stream(body)]
+    async def choices() -> Choices:
+        return await answer(server, {"model": await server.model_name(), "messages": []})
 
     return asyncio.run(choices())
 
@@ -86,7 +92,7 @@ def test_refused_request(fake: Fake, address: str, body: dict[str, Any]) -> None
     """Guards the server's own sentence, in every form of an error."""
     fake.status, fake.body = 400, json.dumps(body)
     with pytest.raises(ServerError, match=r"\(400\): The picture is too large.$"):
-        asyncio.run(anext(Server(address).stream({})))
+        asyncio.run(answer(Server(address), {}))
 
 
 def test_other_model(address: str) -> None:
@@ -97,10 +103,11 @@ def test_other_model(address: str) -> None:
 
 def test_broken_off(fake: Fake, address: str) -> None:
     """Guards against half an answer that looks like a whole one."""
-    for steps, sentence in (
-        ([{"content": "H"}, Fake.break_off], "broke the connection off .*ask again"),
-        ([{"error": {"message": "out of memory"}}], "The server broke off: out of memory"),
-    ):
-        fake.steps = steps
+    failure = {"error": {"message": "out of memory"}}
+    cases: dict[str, list[Step]] = {
+        "broke the connection off .*ask again": [{"content": "H"}, Fake.break_off],
+        "The server broke off: out of memory": [failure],
+    }
+    for sentence, fake.steps in cases.items():
         with pytest.raises(ServerError, match=sentence):
             ask(Server(address))
