@@ -36,7 +36,7 @@ class Running(NamedTuple):
     outside: Fake
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, this thread runs playwright's event loop
 def chromium() -> Iterator[Browser]:
     """A headless Chromium, of whatever package."""
     from playwright.sync_api import sync_playwright
