@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What builds and runs the environments: tools/build_env.py, the Makefile and .ci/run."""
+"""What builds and runs the environments: tools/build_env.py and the Makefile."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -284,37 +283,3 @@ def test_both_chips_are_tested(tmp_path, failing):
     steps = ("ascend and not ranks -n 2 --dist loadfile", "ascend and ranks")
     runs = [f"{chip} -m pytest -m {step}" for chip in ("A2", "310P") for step in steps]
     assert called.read_text().splitlines() == runs
-
-
-@pytest.mark.parametrize(("cpu", "page", "ascend"), [(0, 0, 0), (2, 0, 0), (0, 2, 0), (0, 0, 2)])
-def test_ci_run_ends_with_pytests_closing_lines(tmp_path, cpu, page, ascend):
-    """Guards against a failure in a source tree without git, a result that is hard to find, an
-    exit code that says otherwise, and a lane that is left out because another failed."""
-    (tmp_path / ".ci").mkdir()
-    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
-    (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
-    closing = [f"==== {n} failed, 2 passed in 63.10s (0:01:03) ====" for n in (1, 2, 3, 4)]
-    make, chromium = tmp_path / "make", tmp_path / "chromium"
-    make.write_text(
-        f"""#!/bin/sh
-quoted='E   {closing[0]}'
-case $1 in
-test) echo "$quoted"; echo "{closing[0]}"; echo bye; exit {cpu};;
-test-page) echo "{closing[1]}"; exit {page};;
-test-ascend) echo "{closing[2]}"; echo "{closing[3]}"; echo bye; exit {ascend};;
-esac
-"""
-    )
-    chromium.touch()  # or it would be installed
-    for program in (make, chromium):
-        program.chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GIT_DIR": "none"}
-    command = [tmp_path / ".ci" / "run"]
-    result = subprocess.run(command, env=environment, text=True, capture_output=True)
-    assert result.returncode == max(cpu, page, ascend), result.stderr
-    assert result.stdout.startswith("commit unknown, ")
-    times, *last = result.stdout.splitlines()[-5:]
-    assert last == closing
-    codes = {"test": cpu, "test-page": page, "test-ascend": ascend}
-    lanes = ", ".join(rf"make {lane} \d+ s \(exit {code}\)" for lane, code in codes.items())
-    assert re.fullmatch(rf"make env \d+ s, {lanes}", times), times

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What continuous integration runs: .ci/run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LANES = ("test", "test-page", "test-ascend")
+
+
+@pytest.mark.parametrize("failing", ["", *LANES])
+def test_ci_run_ends_with_pytests_closing_lines(tmp_path, failing):
+    """Guards against a failure in a source tree without git, a result that is hard to find, an
+    exit code that says otherwise, and a lane that is left out because another failed."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    closing = [f"==== {n} failed, 2 passed in 63.10s (0:01:03) ====" for n in (1, 2, 3, 4)]
+    make, chromium = tmp_path / "make", tmp_path / "chromium"
+    make.write_text(
+        f"""#!/bin/sh
+case $1 in
+test) echo 'E   {closing[0]}'; echo "{closing[0]}"; echo bye;;
+test-page) echo "{closing[1]}";;
+test-ascend) echo "{closing[2]}"; echo "{closing[3]}"; echo bye;;
+esac
+[ "$1" != "{failing}" ] || exit 2
+"""
+    )
+    chromium.touch()  # or it would be installed
+    for program in (make, chromium):
+        program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GIT_DIR": "none"}
+    command = [tmp_path / ".ci" / "run"]
+    result = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert result.returncode == (2 if failing else 0), result.stderr
+    assert result.stdout.startswith("commit unknown, ")
+    times, *last = result.stdout.splitlines()[-5:]
+    assert last == closing
+    codes = {lane: 2 if lane == failing else 0 for lane in LANES}
+    lanes = ", ".join(rf"make {lane} \d+ s \(exit {code}\)" for lane, code in codes.items())
+    assert re.fullmatch(rf"make env \d+ s, {lanes}", times), times
