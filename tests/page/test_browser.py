@@ -48,6 +48,9 @@ class Tab:
         self.question.fill(text)
         self.question.press("Enter")
 
+    def set(self, name: str, value: str) -> None:
+        self.page.get_by_role("textbox", name=name).fill(value)
+
     def picture(self, within: Locator) -> Image.Image:
         """The one that is shown there."""
         shown = within.locator("img")
@@ -169,10 +172,10 @@ def test_settings(tab: Tab, fake: Fake) -> None:
 
     expect(tab.page.get_by_label("Temperature")).not_to_be_visible()
     tab.page.get_by_role("button", name="Settings").click()
-    tab.page.get_by_label("System prompt").fill("Be brief.")
-    tab.page.get_by_label("Temperature").fill("0.5")
-    tab.page.get_by_label("Top k").fill("2")
-    tab.page.get_by_label("Most tokens").fill("64")
+    tab.set("System prompt", "Be brief.")
+    tab.set("Temperature", "0.5")
+    tab.set("Top k", "2")
+    tab.set("Most tokens", "64")
     tab.ask("Hi")
     expect(tab.said).to_have_count(2)
     body = fake.bodies[1]
@@ -183,9 +186,13 @@ def test_settings(tab: Tab, fake: Fake) -> None:
     }
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
 
-    tab.page.get_by_label("Top k").fill("many")
+    tab.set("Top k", "many")
     tab.ask("Hi")
     expect(tab.said.last).to_contain_text("Top k is 'many'; expected a whole number.")
+    tab.set("Top k", "")
+    tab.set("Temperature", "nan")
+    tab.ask("Hi")
+    expect(tab.said.last).to_contain_text("Temperature is 'nan'; expected a number.")
     assert len(fake.bodies) == 2
 
 

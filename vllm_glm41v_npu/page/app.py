@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Sequence
+from math import isfinite
 from typing import Any
 
 import gradio as gr
@@ -113,8 +114,13 @@ def launch(page: gr.Blocks, host: str, port: int) -> None:
     )
 
 
-SAMPLING = {"temperature": float, "top_p": float, "top_k": int, "repetition_penalty": float}
-SAMPLING |= {"max_tokens": int}
+SAMPLING = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "repetition_penalty": float,
+    "max_tokens": int,
+}
 """Fields of a request that the page has a field for, and what they take."""
 
 
@@ -142,8 +148,12 @@ def _body(sampling: Sequence[str]) -> dict[str, Any]:
     """
     body: dict[str, Any] = {"stream": True, "chat_template_kwargs": {"keep_tags": "boxes"}}
     for (name, number), text in zip(SAMPLING.items(), sampling, strict=True):
+        if not text.strip():
+            continue
         try:
-            body |= {name: number(text)} if text.strip() else {}
+            body[name] = number(text)
+            if not isfinite(body[name]):
+                raise ValueError
         except ValueError:
             kind = "whole number" if number is int else "number"
             raise SettingError(f"{ENGLISH[name]} is {text!r}; expected a {kind}.") from None
@@ -154,10 +164,8 @@ def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
     """The thinking, folded once the answer begins, and the answer."""
     shown = []
     if reply.thinking:
-        status = "done" if done or reply.content else "pending"
-        shown.append(
-            gr.ChatMessage(reply.thinking, metadata={"title": "Thinking", "status": status})
-        )
+        folded = {"status": "done"} if done or reply.content else {}
+        shown.append(gr.ChatMessage(reply.thinking, metadata={"title": "Thinking", **folded}))
     if reply.content:
         shown.append(gr.ChatMessage(reply.content))
     return shown
