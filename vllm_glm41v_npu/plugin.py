@@ -66,7 +66,11 @@ def register() -> None:
     from vllm_glm41v_npu.mends import mend_cpu
     from vllm_glm41v_npu.quant.recognition import register_quantisation
 
-    if not backend.is_ascend:
+    if backend.is_ascend:
+        from vllm_glm41v_npu.decoding.ascend import mend_custom_class
+
+        mend_custom_class()
+    else:
         mend_cpu()
     register_config()
     ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
