@@ -68,6 +68,12 @@ def tokens(output: RequestOutput) -> list[int]:
     return list(output.outputs[0].token_ids)
 
 
+def accepted(llm: LLM) -> int:
+    """How many guesses of parallel decoding were right, by vLLM's own count."""
+    name = "vllm:spec_decode_num_accepted_tokens"
+    return sum(metric.value for metric in llm.get_metrics() if metric.name == name)
+
+
 def network_call(llm: LLM, call: Callable[[Any], Any]) -> Any:
     """What `call` returns for the network inside the engine."""
     return llm.apply_model(call)[0]

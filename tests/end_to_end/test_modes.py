@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's modes: compiled and captured graphs, and n-gram speculation."""
+"""The engine's modes: compiled and captured graphs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from vllm import LLM
 
-from tests.end_to_end.cases import CASES, QUESTION
+from tests.end_to_end.cases import CASES
 from tests.end_to_end.conftest import read, wait_for_reports
-from tests.engines import Oracle, ask, check, engine
+from tests.engines import NEW_TOKENS, Oracle, accepted, ask, check, engine
 from tests.lane import ALL_LANES, BACKEND, EMULATED, ON_CPU
-from vllm_glm41v_npu.cli.ask import conversation
+from vllm_glm41v_npu.decoding.settings import speculative_config
 
 pytestmark = ALL_LANES
 
@@ -29,6 +28,10 @@ if not ON_CPU:
         "enforce_eager": False,
         "compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"},
     }
+    MODES["parallel-decoding"] = MODES["full-decode-only"] | {
+        "speculative_config": speculative_config("memory", 3),
+        "disable_log_stats": False,
+    }
 if BACKEND.captures_encoder:
     MODES["encoder-graphs"] = {
         "enforce_eager": False,
@@ -40,7 +43,6 @@ if BACKEND.captures_encoder:
             "encoder_cudagraph_max_vision_items_per_batch": 2,
         },
     }
-NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
 
 
 @pytest.mark.skipif(
@@ -66,6 +68,8 @@ def test_graphs_equal_transformers(
         outputs += ask(llm, [CASES[name] for name in NAMES])
         if mode == "encoder-graphs":
             assert llm.collective_rpc(encoder_graph_hits) == [DISTINCT_PICTURES]
+        if mode == "parallel-decoding":  # the second time, it remembers the first
+            assert accepted(llm) > NEW_TOKENS * len(NAMES) // 2
         if EMULATED:
             wait_for_reports()
     for output, name in zip(outputs, NAMES * 2, strict=True):
@@ -78,34 +82,3 @@ def test_graphs_equal_transformers(
 def encoder_graph_hits(worker: Any) -> int:
     """How many pictures were encoded by a graph, in the engine's process."""
     return worker.model_runner.encoder_cudagraph_manager.graph_hits
-
-
-class Speculating(NamedTuple):
-    llm: LLM
-    oracle: Oracle
-
-
-@pytest.fixture(scope="module")
-def speculating(checkpoint: Callable[[str], Path]) -> Iterator[Speculating]:
-    path = checkpoint("tiny")
-    with engine(path, speculative_config=NGRAM, disable_log_stats=False) as llm:
-        yield Speculating(llm, Oracle(path))
-
-
-def accepted(llm: LLM) -> int:
-    return sum(
-        metric.value
-        for metric in llm.get_metrics()
-        if metric.name == "vllm:spec_decode_num_accepted_tokens"
-    )
-
-
-@pytest.mark.parametrize("case", ["text", "one-picture", "repeating"])
-def test_ngram_speculation_changes_no_answer(speculating: Speculating, case: str) -> None:
-    """Guards speculative decoding with pictures: drafts are accepted, and the answer stays."""
-    repeating = conversation([], QUESTION + " 12 34 56" * 20)
-    messages = repeating if case == "repeating" else CASES[case]
-    (output,) = ask(speculating.llm, [messages])
-    check(output, messages, speculating.oracle)
-    if case == "repeating":
-        assert accepted(speculating.llm) > 0
