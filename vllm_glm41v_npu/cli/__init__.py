@@ -11,8 +11,8 @@ from vllm_glm41v_npu import __version__
 from vllm_glm41v_npu.cli.ask import ask
 from vllm_glm41v_npu.cli.compress import compress
 from vllm_glm41v_npu.cli.doctor import doctor
-from vllm_glm41v_npu.cli.plan import plan
 from vllm_glm41v_npu.cli.page import page
+from vllm_glm41v_npu.cli.plan import plan
 from vllm_glm41v_npu.cli.quantize import quantize
 from vllm_glm41v_npu.cli.run import run
 from vllm_glm41v_npu.cli.serve import serve

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_glm41v_npu.cli.ask import HUB_MODEL
+from vllm_glm41v_npu.cli.decoding import (
+    DecodingLength,
+    DynamicDecoding,
+    ParallelDecoding,
+    SpeculativeConfig,
+)
 from vllm_glm41v_npu.cli.errors import check_installed, fail
+from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.media_files import is_video
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary, write_mindie_csv
 from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
@@ -65,6 +72,10 @@ def run(
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Devices.")] = 1,
     quantization: Annotated[str | None, typer.Option(help="As in vLLM.")] = None,
     dtype: Annotated[str, typer.Option(help="As in vLLM.")] = "auto",
+    parallel_decoding: ParallelDecoding = None,
+    decoding_length: DecodingLength = None,
+    dynamic_decoding: DynamicDecoding = None,
+    speculative_config: SpeculativeConfig = None,
     engine: Annotated[
         str, typer.Option(help="Further arguments of vLLM's LLM, as a JSON object.")
     ] = "{}",
@@ -86,6 +97,9 @@ def run(
         if not tasks:
             raise TaskError("Nothing is asked. Give files, folders, a JSONL, or --prompt.")
         arguments = _engine_arguments(engine)
+        guesses = decoding.speculative_config(
+            parallel_decoding, decoding_length, dynamic_decoding, speculative_config
+        )
         answers = AnswerFile(output, resume) if output else None
     except (ValueError, FileExistsError, OSError) as error:
         fail(str(error))
@@ -106,6 +120,7 @@ def run(
             "quantization": quantization,
             "dtype": dtype,
             "trust_remote_code": trust_remote_code,
+            "speculative_config": guesses,
             "disable_log_stats": False,  # it is what knows the times
         }
         | arguments
@@ -123,7 +138,8 @@ def run(
     runner = Runner(llm, 2 * max_batch_size, sampling, max_input_length, skips, template)
     started = time.perf_counter()
     given = _answer_all(runner, left, answers, quiet)
-    _report(given, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    _report([*summary(given, seconds), *runner.guesses()])
     if mindie_csv:
         write_mindie_csv(mindie_csv, given, max_batch_size)
     if any(answer.error for answer in given):
@@ -155,7 +171,7 @@ def _start(arguments: dict[str, Any]) -> LLM:
 
     try:
         return LLM(**arguments)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         fail(f"{arguments['model']} could not be started: {error}", code=1)
 
 
@@ -197,11 +213,11 @@ def _answer_all(
     return given
 
 
-def _report(answers: Sequence[Answer], seconds: float) -> None:
+def _report(rows: Sequence[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False)
-    for name, value in summary(answers, seconds):
-        table.add_row(name, value)
+    for row in rows:
+        table.add_row(*row)
     Console(stderr=True).print(table)

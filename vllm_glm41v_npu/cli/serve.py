@@ -11,7 +11,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from vllm_glm41v_npu.cli.decoding import (
+    DecodingLength,
+    DynamicDecoding,
+    ParallelDecoding,
+    SpeculativeConfig,
+)
 from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.serving.command import Settings, SettingsError
 from vllm_glm41v_npu.serving.mindie_config import read_config
 
@@ -44,6 +51,10 @@ def serve(
     trust_remote_code: Annotated[
         bool | None, typer.Option(help="Run Python code of the model's folder; off if not given.")
     ] = None,
+    parallel_decoding: ParallelDecoding = None,
+    decoding_length: DecodingLength = None,
+    dynamic_decoding: DynamicDecoding = None,
+    speculative_config: SpeculativeConfig = None,
     reasoning: Annotated[
         bool, typer.Option(help="Take answers apart into reasoning and content.")
     ] = True,
@@ -60,7 +71,7 @@ def serve(
     if model and model.startswith("-"):  # no model before the --
         words = [model, *words]
         model = None
-    given = {
+    given: dict[str, Any] = {
         "model": model,
         "name": name,
         "host": host,
@@ -77,11 +88,14 @@ def serve(
         "extra": tuple(words),
     }
     try:
+        given["speculative_config"] = decoding.speculative_config(
+            parallel_decoding, decoding_length, dynamic_decoding, speculative_config
+        )
         settings = _settings(
             {key: value for key, value in given.items() if value is not None}, config
         )
         notes = settings.check()
-    except SettingsError as error:
+    except (SettingsError, decoding.DecodingError) as error:
         fail(str(error))
     for note in notes:
         typer.echo(f"Note: {note}", err=True)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proposer on vllm-ascend 0.23.0, whose runner knows no `custom_class`. Imported there alone."""
+"""The proposer on vllm-ascend 0.23.0, whose runner knows no `custom_class`.
+
+Imported on Ascend alone.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The proposer of `--parallel-decoding memory`, as vLLM's `custom_class` wants one.
 
-    --speculative-config '{"method": "custom_class", "num_speculative_tokens": 15,
-                           "model": "vllm_glm41v_npu.decoding.proposer.MemoryProposer"}'
+--speculative-config '{"method": "custom_class", "num_speculative_tokens": 15,
+                       "model": "vllm_glm41v_npu.decoding.proposer.MemoryProposer"}'
 """
 
 from __future__ import annotations

@@ -91,7 +91,6 @@ class Trie:
     def _forget(self) -> None:
         """Drop the nodes that were not seen for longest: half of them, or a few more."""
         used = self.state[_USED]
-        # A node was seen whenever a node below it was: what is left is a trie.
         before = np.partition(self.nodes[:used, _SEEN], used // 2)[used // 2]
         self.slots.fill(_NONE)
         self.state[_USED] = _compact(self.nodes, self.slots, used, before)
@@ -206,7 +205,7 @@ def _judge(outcome: Any, came_true: bool) -> None:
 
 @njit
 def _count(nodes: Any, slots: Any, state: Any, parent: int, token: int) -> int:
-    """Count a child, which is made where it is new."""
+    """Count a child, which is made where it is new; returns it."""
     place = _slot(nodes, slots, parent, token)
     child = slots[place]
     if child == _NONE:
@@ -216,7 +215,7 @@ def _count(nodes: Any, slots: Any, state: Any, parent: int, token: int) -> int:
         nodes[child, _PARENT], nodes[child, _TOKEN] = parent, token
         nodes[child, _COUNT], nodes[child, _BEST] = 0, _NONE
     nodes[child, _COUNT] += 1
-    nodes[child, _SEEN] = nodes[parent, _SEEN] = state[_CLOCK]
+    nodes[child, _SEEN] = state[_CLOCK]
     _prefer(nodes, parent, child)
     return child
 
@@ -250,17 +249,20 @@ def _guess(
 
 @njit
 def _compact(nodes: Any, slots: Any, used: int, before: int) -> int:
-    """Keep what was seen after `before`; returns how many nodes that is. `slots` is empty."""
+    """Keep what was seen after `before`, if what it begins with was; returns how many nodes.
+
+    `slots` is empty.
+    """
     moved = np.full(used, _NONE)
     moved[_ROOT] = _ROOT
     nodes[_ROOT, _BEST] = _NONE
     kept = 1
     for node in range(1, used):  # a parent comes before its children
-        if nodes[node, _SEEN] <= before:
+        parent = moved[nodes[node, _PARENT]]
+        if parent == _NONE or nodes[node, _SEEN] <= before:
             continue
         moved[node] = kept
         nodes[kept] = nodes[node]
-        parent = moved[nodes[node, _PARENT]]
         nodes[kept, _PARENT], nodes[kept, _BEST] = parent, _NONE
         slots[_slot(nodes, slots, parent, nodes[kept, _TOKEN])] = kept
         _prefer(nodes, parent, kept)

@@ -13,6 +13,9 @@ from vllm_glm41v_npu.offline.tasks import Task
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
+GUESSES = "vllm:spec_decode_num_"
+"""How the names of vLLM's counters of parallel decoding begin."""
+
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
@@ -67,6 +70,15 @@ class Runner:
             for output in self.engine.step():
                 if output.finished:
                     yield self._answer(output)
+
+    def guesses(self) -> list[tuple[str, str]]:
+        """How parallel decoding went, as rows of a table; none without it, or without guesses."""
+        counts = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
+        guessed = counts.get(f"{GUESSES}draft_tokens", 0)
+        right = counts.get(f"{GUESSES}accepted_tokens", 0)
+        if not guessed:
+            return []
+        return [("tokens guessed right", f"{right} of {guessed} ({right / guessed:.0%})")]
 
     def _start(self, task: Task) -> Answer | None:
         """Hand a task to the engine; what is wrong with it becomes its answer."""

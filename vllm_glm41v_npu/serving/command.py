@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 from .mindie_request import MAX_ITER_TIMES_VARIABLE
 
@@ -25,6 +26,7 @@ class Settings:
     max_iter_times: the longest answer of any request.
     max_batch_size: the most requests that compute together.
     kv_memory_gb: memory for the KV cache of each device, in GiB.
+    speculative_config: vLLM's, for parallel decoding.
     reasoning: take answers apart into reasoning and content.
     mindie_routes: answer /generate and /generate_stream.
     extra: options of `vllm serve`, as they are.
@@ -46,6 +48,7 @@ class Settings:
     kv_memory_gb: int | None = None
     trust_remote_code: bool = False
     reasoning: bool = True
+    speculative_config: dict[str, Any] | None = None
     mindie_routes: bool = False
     extra: tuple[str, ...] = ()
 
@@ -92,6 +95,7 @@ class Settings:
         world = self.world_size or (len(self.device_ids) if self.device_ids else None)
         memory = self.kv_memory_gb
         most = self.max_iter_times
+        guesses = self.speculative_config
         options = {
             "--served-model-name": self.name,
             "--host": self.host,
@@ -103,6 +107,7 @@ class Settings:
             "--max-num-batched-tokens": self.max_prefill_tokens,
             "--block-size": self.block_size,
             "--kv-cache-memory-bytes": f"{memory}G" if memory else None,
+            "--speculative-config": json.dumps(guesses) if guesses else None,
             "--reasoning-parser": REASONING_PARSER if self.reasoning else None,
             "--middleware": ROUTES if self.mindie_routes else None,
         }

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vllm_glm41v_npu.decoding.settings import speculative_config
+
 from .command import SettingsError
 from .mindie_fields import TYPES
 
@@ -50,6 +52,8 @@ ALL_THAT_IS_FREE = (f"{MODEL}.npuMemSize", -1)
 CHECKED = {
     f"{SERVER}.httpsEnabled": "has to be false; for HTTPS give vLLM --ssl-certfile, --ssl-keyfile",
     f"{BACKEND}.npuDeviceIds": "ASCEND_RT_VISIBLE_DEVICES",
+    f"{MODEL}.plugin_params": "memory_decoding is --speculative-config, other plugins are nothing",
+    f"{MODEL}.speculationGamma": "has to be decoding_length or more, and means nothing else",
     f"{BACKEND}.modelInstanceNumber": "has to be 1: one server serves one",
     f"{BACKEND}.multiNodesInferEnabled": "has to be false: a model of this size needs one machine",
     f"{DEPLOY}.truncation": "has to be off: requests ask for it with truncate_prompt_tokens",
@@ -86,8 +90,6 @@ WITHOUT_MEANING = {
     f"{MODEL}.async_scheduler_wait_time": "vLLM's scheduler does not wait",
     f"{MODEL}.kv_": "prefill and decode are not split over servers",
     f"{MODEL}.models": "of MindIE's networks",
-    f"{MODEL}.plugin_params": "give vLLM --speculative-config",
-    f"{MODEL}.speculationGamma": "give vLLM --speculative-config",
     f"{SCHEDULE}.template": "vLLM mixes prefill and decode in a step",
     f"{SCHEDULE}.maxPrefillBatchSize": "vLLM limits the tokens of a step alone",
     f"{SCHEDULE}.prefill": OTHER_RULES,
@@ -117,6 +119,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     _check(keys)
     if f"{BACKEND}.npuDeviceIds" in keys:
         fields["device_ids"] = _device_ids(keys[f"{BACKEND}.npuDeviceIds"])
+    fields["speculative_config"] = _speculative_config(
+        keys.get(f"{MODEL}.plugin_params"), keys.get(f"{MODEL}.speculationGamma")
+    )
     return fields, [f"{name} = {json.dumps(keys[name])}: {_meaning(name)}" for name in keys]
 
 
@@ -181,6 +186,38 @@ def _device_ids(value: Any) -> tuple[int, ...]:
         f"{BACKEND}.npuDeviceIds is {json.dumps(value)}; expected one list of ids in a list, "
         "such as [[0,1]]."
     )
+
+
+def _speculative_config(plugin: Any, gamma: Any) -> dict[str, Any] | None:
+    """MindIE's plugin_params and speculationGamma as vLLM's speculative configuration."""
+    name = f"{MODEL}.plugin_params"
+    if plugin in (None, ""):
+        return None
+    try:
+        params = json.loads(plugin)
+        kinds = params["plugin_type"].split(",")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise SettingsError(
+            f"{name} is {json.dumps(plugin)}; expected a string of a JSON object with plugin_type."
+        ) from error
+    if "la" in kinds:
+        raise SettingsError(
+            f"{name} asks for la, lookahead decoding, which vLLM does not have. Take it out, or "
+            'give {"plugin_type":"memory_decoding","decoding_length":16}.'
+        )
+    if "memory_decoding" not in kinds:
+        return None
+    length, dynamic = params.get("decoding_length"), params.get("dynamic_algo")
+    if length is not None:
+        length = _typed(f"decoding_length of {name}", length, int)
+    if dynamic is not None:
+        dynamic = _typed(f"dynamic_algo of {name}", dynamic, bool)
+    if gamma is not None and _typed(f"{MODEL}.speculationGamma", gamma, int) < (length or 0):
+        raise SettingsError(
+            f"{MODEL}.speculationGamma is {gamma}, less than the decoding_length of {length}; "
+            "give as much or more."
+        )
+    return speculative_config("memory", length, dynamic)
 
 
 def _meaning(name: str) -> str:
