@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import vllm_ascend.ops  # noqa: F401  before the others, or they import each other in a circle
 import vllm_ascend.spec_decode as spec_decode
 from vllm.v1.spec_decode.custom_class_proposer import create_custom_proposer
 from vllm_ascend.spec_decode.ngram_proposer import AscendNgramProposer
