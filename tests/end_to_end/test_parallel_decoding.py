@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.end_to_end.cases import CASES, QUESTION
 from tests.engines import Oracle, accepted, ask, check, engine
 from tests.lane import ALL_LANES

@@ -70,9 +70,9 @@ def speculative_config(
         return None
     if kind not in list(Kind):
         raise DecodingError(f"--parallel-decoding is {kind!r}; expected {', '.join(Kind)}.")
-    if dynamic is not None and kind != Kind.memory:
-        raise DecodingError(f"--dynamic-decoding is of memory, not of {kind}; leave it out.")
     kind = Kind(kind)
+    if dynamic is not None and kind is not Kind.memory:
+        raise DecodingError(f"--dynamic-decoding is of memory, not of {kind.value}; leave it out.")
     tokens = _tokens(DEFAULT_LENGTHS[kind] if length is None else length)
     return _of_kind(kind, tokens, dynamic is not False)
 
