@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parallel decoding beside plain decoding: how long a token takes, and how many guesses are right.
+
+    python -m benchmarks.parallel_decoding [--rounds 5] [--threads 1] [--json FILE]
+
+Engines with and without it are in one process and answer in turn, workload by workload and round by
+round, so that a machine whose speed drifts treats all alike; each has answered a request before. Printed are medians and ranges of ms a token after the first one, and the ratio off / on of
+the same round (above 1 is better for it). One thread is timed by the process's own time, which
+other programs disturb less; several by the clock.
+
+The network is a decoder of GLM-4.1V's layers at half of their width, in float32 with random
+weights. It computes all that it would, but what it says is a script: text of this repository, so
+that guesses are as right as on real text. Every answer is held against its script.
+
+| workload | prompt | answer |
+|---|---|---|
+| copy | Python of this package | the same, with 1 word in 33 changed |
+| thought | the start of a document of this repository | how it goes on |
+| random | random tokens | random tokens |
+| repeated | one of two, each asked three times | one of two, with 1 word in 20 changed |
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import sys
+import tempfile
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.in_tree import ROOT, machine, spread, write_layers
+from vllm_glm41v_npu.decoding.settings import speculative_config
+
+SIDES = ("off", "ngram", "memory")
+PROMPT, ANSWER = 192, 96  # tokens
+VOCABULARY, WORDS = 8192, range(1000, 8000)  # and which of its ids are no special tokens
+TEXT = {
+    "hidden_size": 2048,
+    "intermediate_size": 6848,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 2,
+    "vocab_size": VOCABULARY,
+}
+VISION = {"out_hidden_size": 2048, "depth": 1}
+
+
+class Request(NamedTuple):
+    """Token ids of a prompt, and of what the network is to say."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def tokens(path: Path) -> list[int]:
+    """A file's words, parts of words and signs, each an id of its own as long as there are any."""
+    ids: dict[str, int] = {}
+    words = re.findall(r" ?\w{1,6}|\s+|[^\w\s]", path.read_text())
+    return [WORDS[ids.setdefault(word, len(ids)) % len(WORDS)] for word in words]
+
+
+def changed(text: list[int], one_in: int, seed: int) -> list[int]:
+    chance = random.Random(seed)
+    return [chance.choice(WORDS) if chance.randrange(one_in) == 0 else token for token in text]
+
+
+def workloads() -> dict[str, list[Request]]:
+    """Requests by the name of their workload."""
+    package, documents = ROOT / "vllm_glm41v_npu", ROOT / "docs"
+    code = [tokens(package / name) for name in ("plugin.py", "platform.py")]
+    prose = [tokens(documents / name) for name in ("serving.md", "video.md")]
+    chance = random.Random(0)
+    noise = [[chance.choice(WORDS) for _ in range(PROMPT + ANSWER)] for _ in code]
+    starts = [text[:32] for text in prose]
+    return {
+        "copy": [
+            Request(text[:PROMPT], changed(text[:ANSWER], 33, seed))
+            for seed, text in enumerate(code)
+        ],
+        "thought": [Request(text[:PROMPT], text[PROMPT:][:ANSWER]) for text in prose],
+        "random": [Request(text[:PROMPT], text[PROMPT:]) for text in noise],
+        "repeated": [
+            Request([*start, again], changed(text[PROMPT:][:ANSWER], 20, again))
+            for again in WORDS[:3]
+            for start, text in zip(starts, prose, strict=True)
+        ],
+    }
+
+
+def follow(worker: Any, scripts: dict[bytes, list[int]]) -> None:
+    """Let the network of a worker say what a script has, by the bytes of the prompt."""
+    runner = worker.model_runner
+    sample = runner._sample
+
+    def sample_script(logits: Any, metadata: Any) -> Any:
+        batch = runner.input_batch
+        drafts = metadata.num_draft_tokens if metadata else [0] * batch.num_reqs
+        row = 0
+        logits.zero_()
+        for request, drafted in enumerate(drafts):
+            start = batch.num_prompt_tokens[request]
+            script = scripts[batch.token_ids_cpu[request, :start].tobytes()]
+            said = batch.num_tokens_no_spec[request] - start
+            for token in script[said : said + drafted + 1]:
+                logits[row, token] = 100.0
+                row += 1
+        return sample(logits, metadata)
+
+    runner._sample = sample_script
+
+
+def forget(worker: Any) -> None:
+    """Let a proposer with a memory start afresh."""
+    drafter = getattr(worker.model_runner, "drafter", None)
+    if hasattr(drafter, "trie"):
+        drafter.__init__(worker.model_runner.vllm_config)
+
+
+class Side:
+    """An engine, with parallel decoding of a kind or without."""
+
+    def __init__(self, model: str, kind: str, requests: list[Request], threads: int) -> None:
+        import numpy as np
+        from vllm import LLM
+
+        self.llm = LLM(
+            model,
+            load_format="dummy",
+            dtype="float32",
+            max_model_len=1024,
+            max_num_seqs=4,
+            kv_cache_memory_bytes=64 << 20,
+            limit_mm_per_prompt={"image": 0, "video": 0},
+            enforce_eager=True,
+            skip_tokenizer_init=True,
+            enable_prefix_caching=False,
+            disable_log_stats=False,
+            speculative_config=speculative_config(None if kind == "off" else kind),
+        )
+        scripts = {np.array(one.prompt, np.int32).tobytes(): one.answer for one in requests}
+        self.llm.collective_rpc(follow, args=(scripts,))
+        self.clock = time.process_time if threads == 1 else time.perf_counter
+        self.numbers = count()
+
+    def measure(self, requests: list[Request]) -> dict[str, float]:
+        """Time, steps and guesses of a workload, one request at a time."""
+        self.llm.collective_rpc(forget)
+        before = self._guesses()
+        parts = [self._answer(request) for request in requests]
+        guessed, right = (b - a for a, b in zip(before, self._guesses(), strict=True))
+        said = len(requests) * (ANSWER - 1)
+        return {
+            "ms": 1e3 * sum(seconds for seconds, _ in parts) / said,
+            "tokens_per_step": said / sum(steps for _, steps in parts),
+            "right": right / guessed if guessed else 0.0,
+        }
+
+    def _answer(self, request: Request) -> tuple[float, int]:
+        """Seconds and steps from the first token to the last."""
+        from vllm import SamplingParams
+
+        engine = self.llm.llm_engine
+        params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, detokenize=False)
+        engine.add_request(str(next(self.numbers)), {"prompt_token_ids": request.prompt}, params)
+        outputs = engine.step()  # the whole prompt, and the first token
+        begin, steps = self.clock(), 0
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+            steps += 1
+        seconds = self.clock() - begin
+        if list(outputs[0].outputs[0].token_ids) != request.answer:
+            raise SystemExit("An answer is not its script: parallel decoding has changed it.")
+        return seconds, steps
+
+    def _guesses(self) -> list[int]:
+        names = ("draft_tokens", "accepted_tokens")
+        found = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
+        return [found.get(f"vllm:spec_decode_num_{name}", 0) for name in names]
+
+
+def start(threads: int, requests: list[Request]) -> dict[str, Side]:
+    """Every side, over one description of the network."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_layers(Path(folder))
+        path = Path(folder) / "config.json"
+        config = json.loads(path.read_text())
+        config["text_config"] |= TEXT
+        config["vision_config"] |= VISION
+        path.write_text(json.dumps(config))
+        return {kind: Side(folder, kind, requests, threads) for kind in SIDES}
+
+
+def report(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> list[str]:
+    lines = [
+        "| workload | | ms a token | off / on | tokens a step | guesses right |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in rounds[0]:
+        off = [one[name]["off"]["ms"] for one in rounds]
+        for kind in SIDES:
+            found = [one[name][kind] for one in rounds]
+            ms = [one["ms"] for one in found]
+            gains = spread([a / b for a, b in zip(off, ms, strict=True)]) if kind != "off" else ""
+            last = f"{found[0]['tokens_per_step']:.2f} | {found[0]['right']:.0%}"
+            lines.append(f"| {name} | {kind} | {spread(ms)} | {gains} | {last} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    works = workloads()
+    sides = start(options.threads, [one for requests in works.values() for one in requests])
+    rounds: list[dict[str, dict[str, dict[str, float]]]] = []
+    for side in sides.values():
+        side.measure(works["copy"][:1])
+    for number in range(options.rounds):
+        rounds.append(
+            {
+                name: {kind: side.measure(requests) for kind, side in sides.items()}
+                for name, requests in works.items()
+            }
+        )
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+    print(f"{options.threads} threads, {options.rounds} rounds, {machine()}\n")
+    print("\n".join(report(rounds)))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
