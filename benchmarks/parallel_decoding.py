@@ -4,9 +4,10 @@
     python -m benchmarks.parallel_decoding [--rounds 5] [--threads 1] [--json FILE]
 
 Engines with and without it are in one process and answer in turn, workload by workload and round by
-round, so that a machine whose speed drifts treats all alike; each has answered a request before. Printed are medians and ranges of ms a token after the first one, and the ratio off / on of
-the same round (above 1 is better for it). One thread is timed by the process's own time, which
-other programs disturb less; several by the clock.
+round, so that a machine whose speed drifts treats all alike; each has answered a request before.
+Printed are medians and ranges of ms a token after the first one, and the ratio off / on of the same
+round (above 1 is better for it). One thread is timed by the process's own time, which other
+programs disturb less; several by the clock.
 
 The network is a decoder of GLM-4.1V's layers at half of their width, in float32 with random
 weights. It computes all that it would, but what it says is a script: text of this repository, so

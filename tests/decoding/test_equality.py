@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hundred requests with parallel decoding and without: the same answers, and guesses come true."""
+
+from __future__ import annotations
+
+import pytest
+from vllm import RequestOutput, SamplingParams
+
+from tests.checkpoints import TINY
+from tests.end_to_end.cases import FIRST, PICTURES, QUESTION, VIDEOS, long_text
+from tests.engines import Message, accepted, engine, tokens
+from vllm_glm41v_npu.cli.ask import conversation
+from vllm_glm41v_npu.decoding.settings import speculative_config
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2)
+CLOSE = 1e-3
+"""Of two log-probabilities: a step of several tokens sums in another order than one of a single."""
+
+
+def requests() -> list[list[Message]]:
+    """Text, pictures and videos in turn; some are asked again."""
+    asked = []
+    for number in range(25):
+        picture, seed = PICTURES[number % len(PICTURES)], long_text(20 + number)
+        asked += [
+            conversation([], f"{QUESTION} {seed}"),
+            conversation([picture], QUESTION),
+            conversation([picture], f"{seed} {QUESTION}"),
+            conversation([VIDEOS[number % 2]], FIRST),
+        ]
+    return asked
+
+
+def answers(kind: str | None) -> tuple[list[RequestOutput], int]:
+    """What the tiny model says, and how many guesses were right."""
+    config = speculative_config(kind)
+    with engine(TINY, speculative_config=config, disable_log_stats=False) as llm:
+        return llm.chat(requests(), GREEDY, use_tqdm=False), accepted(llm) if kind else 0
+
+
+def logprobs(output: RequestOutput) -> list[float]:
+    """Of the tokens that were said."""
+    steps = output.outputs[0].logprobs
+    assert steps is not None
+    return [step[token].logprob for step, token in zip(steps, tokens(output), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[RequestOutput]:
+    return answers(None)[0]
+
+
+@pytest.mark.parametrize("kind", ["ngram", "memory"])
+def test_a_hundred_requests(kind: str, plain: list[RequestOutput]) -> None:
+    """Guards every token and its log-probability."""
+    outputs, right = answers(kind)
+    assert right > 0
+    for ours, theirs in zip(outputs, plain, strict=True):
+        assert tokens(ours) == tokens(theirs)
+        for one, other in zip(logprobs(ours), logprobs(theirs), strict=True):
+            assert one == pytest.approx(other, abs=CLOSE)
