@@ -96,11 +96,12 @@ def workloads() -> dict[str, list[Request]]:
 def follow(worker: Any, scripts: dict[bytes, list[int]]) -> None:
     """Let the network of a worker say what a script has, by the bytes of the prompt."""
     runner = worker.model_runner
-    sample = runner._sample
+    runner.guessed, sample = 0, runner._sample
 
     def sample_script(logits: Any, metadata: Any) -> Any:
         batch = runner.input_batch
         drafts = metadata.num_draft_tokens if metadata else [0] * batch.num_reqs
+        runner.guessed += sum(drafts)
         row = 0
         logits.zero_()
         for request, drafted in enumerate(drafts):
@@ -113,6 +114,11 @@ def follow(worker: Any, scripts: dict[bytes, list[int]]) -> None:
         return sample(logits, metadata)
 
     runner._sample = sample_script
+
+
+def guessed(worker: Any) -> int:
+    """How many tokens were guessed; vLLM's own counters are of the last engine in a process."""
+    return worker.model_runner.guessed
 
 
 def forget(worker: Any) -> None:
@@ -140,7 +146,6 @@ class Side:
             enforce_eager=True,
             skip_tokenizer_init=True,
             enable_prefix_caching=False,
-            disable_log_stats=False,
             speculative_config=speculative_config(None if kind == "off" else kind),
         )
         scripts = {np.array(one.prompt, np.int32).tobytes(): one.answer for one in requests}
@@ -151,14 +156,14 @@ class Side:
     def measure(self, requests: list[Request]) -> dict[str, float]:
         """Time, steps and guesses of a workload, one request at a time."""
         self.llm.collective_rpc(forget)
-        before = self._guesses()
+        (before,) = self.llm.collective_rpc(guessed)
         parts = [self._answer(request) for request in requests]
-        guessed, right = (b - a for a, b in zip(before, self._guesses(), strict=True))
-        said = len(requests) * (ANSWER - 1)
+        (after,) = self.llm.collective_rpc(guessed)
+        said, steps = len(requests) * (ANSWER - 1), sum(steps for _, steps in parts)
         return {
             "ms": 1e3 * sum(seconds for seconds, _ in parts) / said,
-            "tokens_per_step": said / sum(steps for _, steps in parts),
-            "right": right / guessed if guessed else 0.0,
+            "tokens_per_step": said / steps,
+            "right": (said - steps) / (after - before) if after > before else 0.0,
         }
 
     def _answer(self, request: Request) -> tuple[float, int]:
@@ -177,11 +182,6 @@ class Side:
         if list(outputs[0].outputs[0].token_ids) != request.answer:
             raise SystemExit("An answer is not its script: parallel decoding has changed it.")
         return seconds, steps
-
-    def _guesses(self) -> list[int]:
-        names = ("draft_tokens", "accepted_tokens")
-        found = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
-        return [found.get(f"vllm:spec_decode_num_{name}", 0) for name in names]
 
 
 def start(threads: int, requests: list[Request]) -> dict[str, Side]:

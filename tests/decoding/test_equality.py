@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hundred requests with parallel decoding and without: the same answers, and guesses come true."""
+"""A hundred requests with parallel decoding and without: the same answers, some guessed."""
 
 from __future__ import annotations
 

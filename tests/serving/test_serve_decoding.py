@@ -91,7 +91,7 @@ def test_wrong_plugins(tmp_path: Path, plugin: Any, gamma: int, message: str) ->
     ("words", "message"),
     [
         (["--parallel-decoding", "lookahead"], "is not one of"),
-        (["--parallel-decoding", "memory", "--decoding-length", "17"], "length is 17; expected 1 to 16"),
+        (["--parallel-decoding", "memory", "--decoding-length", "17"], "is 17; expected 1 to 16"),
         (["--parallel-decoding", "ngram", "--dynamic-decoding"], "is of memory, not of ngram"),
         (["--decoding-length", "4"], "needs --parallel-decoding ngram|suffix|memory"),
         (["--speculative-config", "ngram"], "expected a JSON object of vLLM's"),

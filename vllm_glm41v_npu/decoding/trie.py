@@ -22,11 +22,11 @@ from numba import njit
 DEPTH = 8
 """Tokens of the longest run; one less is the longest context."""
 
-KINDS = 5
-"""Of guesses, by how unanimous the context was."""
+SURETIES = 5
+"""Of guesses, by how often and how unanimously the context was seen, see `_surety`."""
 
 MEMORY = 64
-"""Guesses of a kind after which earlier ones count half."""
+"""Guesses of a surety after which earlier ones count half."""
 
 CHUNK = 512
 """Tokens for which room is made at a time."""
@@ -58,7 +58,7 @@ class Trie:
         self.state = np.array([1, 0])  # nodes in use, tokens seen
         self.nodes[_ROOT] = (_NONE, _NONE, 0, _NONE, 0)
         self.ignored = np.array(sorted(ignored), np.int64)
-        self.outcomes = np.zeros((DEPTH, KINDS, 2))  # how many came true, how many there were
+        self.outcomes = np.zeros((DEPTH, SURETIES, 2))  # how many came true, how many there were
 
     def learn(self, tokens: np.ndarray, new: int, written: bool) -> None:
         """Count the last tokens of a text; those before are counted already.
@@ -151,8 +151,8 @@ def _longest(nodes: Any, ends: Any) -> int:
 
 
 @njit
-def _kind(nodes: Any, context: int) -> int:
-    """How sure a context is of what comes next: four or more of the same, fewer, once, or not."""
+def _surety(nodes: Any, context: int) -> int:
+    """What came after a context: 0 a token once, 1 twice, 2 four times, 3 mostly it, 4 others."""
     count, seen = nodes[nodes[context, _BEST], _COUNT], nodes[context, _COUNT]
     if count + 1 >= seen:  # nothing was seen yet after the last time
         return min(count, 4) // 2
@@ -179,7 +179,7 @@ def _learn(
         length = _longest(nodes, ends)
         if written and length:
             came_true = nodes[nodes[ends[length], _BEST], _TOKEN] == token
-            _judge(outcomes[length, _kind(nodes, ends[length])], came_true)
+            _judge(outcomes[length, _surety(nodes, ends[length])], came_true)
         state[_CLOCK] += 1
         for length in range(DEPTH, 0, -1):
             parent = ends[length - 1]
@@ -238,7 +238,7 @@ def _guess(
         length = _longest(nodes, ends)
         if not length:
             return number
-        true, all_ = outcomes[length, _kind(nodes, ends[length])]
+        true, all_ = outcomes[length, _surety(nodes, ends[length])]
         probability *= (true + 1) / (all_ + 2)
         if probability < least:
             return number

@@ -73,6 +73,8 @@ class Runner:
 
     def guesses(self) -> list[tuple[str, str]]:
         """How parallel decoding went, as rows of a table; none without it, or without guesses."""
+        if not self.engine.log_stats:
+            return []
         counts = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
         guessed = counts.get(f"{GUESSES}draft_tokens", 0)
         right = counts.get(f"{GUESSES}accepted_tokens", 0)
