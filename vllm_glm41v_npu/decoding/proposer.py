@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vllm_glm41v_npu.decoding.settings import MOST_TOKENS
-from vllm_glm41v_npu.decoding.trie import Trie
+from vllm_glm41v_npu.decoding.trie import Trie, prepare
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -53,9 +53,7 @@ class MemoryProposer:
         self.trie = Trie(ignored=[token for token in ids if token is not None])
         self._known: dict[tuple[int, bytes], None] = {}
         self._most_known = 4 * vllm_config.scheduler_config.max_num_seqs
-        nothing = np.zeros(1, np.int32)  # of the dtype that vLLM has tokens in
-        self.trie.learn(nothing, 0, written=True)  # compiles, or loads what was compiled
-        self.trie.guess(nothing, 1, 0.0)
+        prepare()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """There is no draft model."""

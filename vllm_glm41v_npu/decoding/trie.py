@@ -32,6 +32,7 @@ CHUNK = 512
 """Tokens for which room is made at a time."""
 
 _PARENT, _TOKEN, _COUNT, _BEST, _SEEN, _FIELDS = range(6)
+_LEAST = 2 * CHUNK * DEPTH  # nodes
 _ROOT, _NONE = 0, -1
 _USED, _CLOCK = 0, 1
 
@@ -48,10 +49,9 @@ class Trie:
     """
 
     def __init__(self, capacity: int = 1 << 20, ignored: Sequence[int] = ()) -> None:
-        least = 2 * CHUNK * DEPTH
-        if capacity < least or capacity & (capacity - 1):
+        if capacity < _LEAST or capacity & (capacity - 1):
             raise ValueError(
-                f"The capacity is {capacity} nodes; expected a power of two from {least} on."
+                f"The capacity is {capacity} nodes; expected a power of two from {_LEAST} on."
             )
         self.nodes = np.zeros((capacity, _FIELDS), np.int64)
         self.slots = np.full(2 * capacity, _NONE, np.int32)
@@ -94,6 +94,14 @@ class Trie:
         before = np.partition(self.nodes[:used, _SEEN], used // 2)[used // 2]
         self.slots.fill(_NONE)
         self.state[_USED] = _compact(self.nodes, self.slots, used, before)
+
+
+def prepare() -> None:
+    """Compile, or load what was compiled, so that no request waits for it."""
+    trie, token = Trie(_LEAST), np.zeros(1, np.int32)  # of the dtype in which vLLM has tokens
+    trie.learn(token, 1, written=True)
+    trie.guess(token, 1, 0.0)
+    trie._forget()
 
 
 def _cached(function: Callable[..., Any]) -> Any:
@@ -247,7 +255,7 @@ def _guess(
     return len(out)
 
 
-@njit
+@_cached
 def _compact(nodes: Any, slots: Any, used: int, before: int) -> int:
     """Keep what was seen after `before`, if what it begins with was; returns how many nodes.
 
