@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.in_tree import ROOT, machine, spread, write_layers
+from vllm_glm41v_npu.decoding.proposer import MemoryProposer
 from vllm_glm41v_npu.decoding.settings import speculative_config
 
 SIDES = ("off", "ngram", "memory")
@@ -123,9 +124,9 @@ def guessed(worker: Any) -> int:
 
 def forget(worker: Any) -> None:
     """Let a proposer with a memory start afresh."""
-    drafter = getattr(worker.model_runner, "drafter", None)
-    if hasattr(drafter, "trie"):
-        drafter.__init__(worker.model_runner.vllm_config)
+    runner = worker.model_runner
+    if isinstance(getattr(runner, "drafter", None), MemoryProposer):
+        runner.drafter = MemoryProposer(runner.vllm_config)
 
 
 class Side:

@@ -78,6 +78,7 @@ def speculative_config(
 
 
 def _of_kind(kind: Kind, tokens: int, dynamic: bool) -> dict[str, Any]:
+    method: dict[str, Any] = {"method": kind.value}
     if kind is Kind.memory:
         name = "MemoryProposer" if dynamic else "FixedMemoryProposer"
         method = {"method": "custom_class", "model": f"{PROPOSERS}.{name}"}
@@ -87,9 +88,8 @@ def _of_kind(kind: Kind, tokens: int, dynamic: bool) -> dict[str, Any]:
                 "--parallel-decoding suffix needs the package arctic-inference, which is not "
                 "installed: run `pip install arctic-inference==0.1.1`, or use memory."
             )
-        method = {"method": "suffix"}
     else:
-        method = {"method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+        method |= {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
     return method | {"num_speculative_tokens": tokens}
 
 
