@@ -1,17 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On an emulated NPU, every test here also holds all operator calls against the chip's table."""
+"""The server that several files share, and a check on operator calls.
+
+On an emulated NPU, every test here also holds all operator calls against the chip's table.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.end_to_end.servers import VIDEOS, Server, serving
 from tests.lane import EMULATED
+
+
+@pytest.fixture(scope="session")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `server` writes."""
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="session")
+def shared_server(log: Path, checkpoint: Callable[[str], Path]) -> Iterator[Server]:
+    """`vllm serve`, as it comes, on the tiny checkpoint."""
+    options = ["--served-model-name", "tiny", "--limit-mm-per-prompt", '{"image": 3, "video": 2}']
+    options += ["--trust-request-chat-template", "--allowed-local-media-path", str(VIDEOS)]
+    options += ["--enable-prompt-tokens-details", "--structured-outputs-config"]
+    # Left free, the tiny model writes spaces without end.
+    options += ['{"backend": "xgrammar", "disable_any_whitespace": true}']
+    with serving(checkpoint("tiny"), log, *options) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server(shared_server: Server) -> Iterator[httpx.Client]:
+    """A client of the shared server."""
+    with shared_server.client() as client:
+        yield client
 
 
 @pytest.fixture(autouse=True)

@@ -5,54 +5,91 @@ from __future__ import annotations
 
 import base64
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
+import psutil
 import pytest
 from vllm.utils.network_utils import get_open_port
 
+from tests.checkpoints import TINY
 from tests.lane import ON_CPU
 
-START_SECONDS = 300
+PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
+START_SECONDS, STOP_SECONDS = 600, 60
 MAX_MODEL_LEN = 1024
 
 
+class Server(NamedTuple):
+    """A running `vllm serve`, what it writes, and where it answers."""
+
+    process: psutil.Popen
+    log: Path
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> httpx.Client:
+        # After some refusals vLLM closes the connection, without saying so.
+        return httpx.Client(base_url=self.address, timeout=120, headers={"Connection": "close"})
+
+    def processes(self) -> list[psutil.Process]:
+        """All of the server's: those that answer, and that compute."""
+        return [self.process, *self.process.children(recursive=True)]
+
+
 @contextmanager
-def running(model: Path, log: Path, *options: str) -> Iterator[httpx.Client]:
-    """A client of a server that is stopped afterwards: eager on a CPU, with graphs on an NPU."""
-    port = get_open_port()
+def serving(model: Path, log: Path, *options: str, port: int | None = None) -> Iterator[Server]:
+    """A server that is stopped afterwards: eager on a CPU, with graphs on an NPU.
+
+    None of its processes may outlive it.
+    """
+    port = port or get_open_port()
     command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model), *options]
     command += ["--port", str(port), "--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8"]
     command += ["--enforce-eager"] if ON_CPU else []
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    with log.open("a") as output:
+        process = psutil.Popen(command, stdout=output, stderr=output, env=environment)
+    server = Server(process, log, port)
+    processes = [process]
     try:
-        # vLLM closes the connection after it refused a picture, without saying so.
-        headers = {"Connection": "close"}
-        address = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=address, timeout=120, headers=headers) as client:
-            _wait_until_healthy(client, process, log)
-            yield client
+        _wait_until_healthy(server)
+        processes = server.processes()
+        yield server
     finally:
-        process.terminate()
-        process.wait(60)
+        if process.is_running():
+            processes = server.processes()
+            process.terminate()
+        _, alive = psutil.wait_procs(processes, STOP_SECONDS)
+        for left in alive:
+            left.kill()
+        assert not alive, f"left behind: {alive}\n{log.read_text()[-4000:]}"
 
 
-def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen, log: Path) -> None:
+@contextmanager
+def running(model: Path, log: Path, *options: str) -> Iterator[httpx.Client]:
+    """A client of a server that is stopped afterwards."""
+    with serving(model, log, *options) as server, server.client() as client:
+        yield client
+
+
+def _wait_until_healthy(server: Server) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and server.process.poll() is None:
         try:
-            if client.get("/health").status_code == 200:
+            if httpx.get(f"{server.address}/health").status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(1)
-    pytest.fail(f"The server did not start:\n{log.read_text()[-4000:]}")
+    pytest.fail(f"The server did not start:\n{server.log.read_text()[-4000:]}")
 
 
 def data_uri(data: bytes, kind: str = "png") -> str:
@@ -63,3 +100,16 @@ def data_uri(data: bytes, kind: str = "png") -> str:
 def video_uri(data: bytes, kind: str = "mp4") -> str:
     """A video in a URL."""
     return f"data:video/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def part(url: str) -> dict[str, Any]:
+    """A picture or a video in a chat; files are videos."""
+    is_video = url.startswith(("data:video", "file:"))
+    kind = "video_url" if is_video else "image_url"
+    return {"type": kind, kind: {"url": url}}
+
+
+def request(text: str, *urls: str) -> dict[str, Any]:
+    """A chat's body: what the URLs name, and then the text."""
+    content = [*map(part, urls), {"type": "text", "text": text}]
+    return {"model": "tiny", "temperature": 0, "messages": [{"role": "user", "content": content}]}

@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.checkpoints import TINY
+from tests.end_to_end.fuzzing import ANYTHING, BOUNDED, PARTS
 from tests.end_to_end.servers import MAX_MODEL_LEN, data_uri, running, video_uri
 from tests.lane import ON_CPU
 
@@ -231,31 +232,40 @@ def test_reasoning_with_a_budget(server: httpx.Client) -> None:
         assert "has no budget for the thinking" in response.json()["error"]["message"]
 
 
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=6,
-)
-URLS = st.sampled_from([str(PICTURE), "QUJD", "file:///etc/passwd", "data:image/png;base64,AA"])
-PART = st.fixed_dictionaries(
-    {"type": st.sampled_from(["text", "image_url", "video_url"]) | ANYTHING},
-    optional={"text": st.just("Hi") | ANYTHING, "image_url": URLS | ANYTHING, "video_url": URLS},
-)
 FIELDS = ["stop", "top_k", "top_p", "temperature", "seed", "n", "max_tokens", "stream", "model"]
 FIELDS += ["stop_token_ids", "repetition_penalty", "ignore_eos", "parameters"]
 BODY = st.fixed_dictionaries(
     {},
     optional={
-        "prompt": st.lists(PART, max_size=3) | ANYTHING,
-        "inputs": st.lists(PART, max_size=3) | ANYTHING,
+        "prompt": st.lists(PARTS, max_size=3) | ANYTHING,
+        "inputs": st.lists(PARTS, max_size=3) | ANYTHING,
         **{key: ANYTHING | st.integers(0, 2) for key in FIELDS},
     },
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.fixture
+def answers_afterwards(server: httpx.Client) -> Iterator[None]:
+    """The engine is alive after all examples, and right."""
+    yield
+    assert chat(server).json()["choices"][0]["message"]["content"] == NUMBER
+
+
+@pytest.mark.usefixtures("answers_afterwards")
+@BOUNDED
 @given(body=BODY, path=st.sampled_from(["/generate", "/generate_stream"]))
 def test_any_body(server: httpx.Client, body: dict[str, Any], path: str) -> None:
     """Guards against a 500 for whatever a client sends."""
     response = server.post(path, content=json.dumps(body).encode())
     assert response.status_code in (200, 404, 422, 424), (response.status_code, response.text)
+
+
+@pytest.mark.usefixtures("answers_afterwards")
+@BOUNDED
+@given(content=st.lists(PARTS, min_size=1, max_size=3), sampled=ANYTHING)
+def test_any_media_of_a_chat(server: httpx.Client, content: Any, sampled: Any) -> None:
+    """Guards the other forms of media that a chat takes beside these routes."""
+    body = {"model": "glm4v", "max_tokens": 2, "do_sample": sampled}
+    body["messages"] = [{"role": "user", "content": content}]
+    response = server.post("/v1/chat/completions", content=json.dumps(body).encode())
+    assert response.status_code in (200, 400, 422), (response.status_code, response.text)

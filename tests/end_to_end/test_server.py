@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import struct
-import zlib
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,65 +14,20 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.checkpoints import TINY
-from tests.clips import Clip, audio_only
-from tests.end_to_end.servers import MAX_MODEL_LEN, data_uri, running, video_uri
+from tests.end_to_end.bad_media import (
+    BAD_PICTURES,
+    BAD_VIDEOS,
+    FIRST,
+    QUESTION,
+    png,
+    printed,
+    wrong_placeholders,
+)
+from tests.end_to_end.servers import MAX_MODEL_LEN, VIDEOS, data_uri, request, video_uri
 from tests.lane import ALL_LANES
 from vllm_glm41v_npu.cli import app
 
 pytestmark = ALL_LANES
-
-PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
-QUESTION = "What number is written in the picture?"
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the server writes."""
-    return tmp_path_factory.mktemp("server") / "log"
-
-
-@pytest.fixture(scope="module")
-def server(log: Path, checkpoint: Callable[[str], Path]) -> Iterator[httpx.Client]:
-    """A client of a server that is stopped afterwards."""
-    options = ["--served-model-name", "tiny", "--limit-mm-per-prompt", '{"image": 3, "video": 2}']
-    options += ["--trust-request-chat-template", "--allowed-local-media-path", str(VIDEOS)]
-    with running(checkpoint("tiny"), log, *options) as client:
-        yield client
-
-
-def png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def empty_png() -> bytes:
-    """A PNG that says it is 0 x 0 pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        checksum = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
-
-    header = struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-
-
-def part(url: str) -> dict[str, Any]:
-    is_video = url.startswith(("data:video", "file:"))
-    kind = "video_url" if is_video else "image_url"
-    return {"type": kind, kind: {"url": url}}
-
-
-def request(text: str, *urls: str) -> dict[str, Any]:
-    parts = [part(url) for url in urls]
-    content = [*parts, {"type": "text", "text": text}]
-    return {"model": "tiny", "temperature": 0, "messages": [{"role": "user", "content": content}]}
 
 
 def chat(server: httpx.Client, text: str, *urls: str, **options: Any) -> httpx.Response:
@@ -88,27 +39,9 @@ def answer(response: httpx.Response) -> str:
     return response.json()["choices"][0]["message"]["content"]
 
 
-def printed() -> str:
-    return data_uri((PICTURES / "printed.png").read_bytes())
-
-
 @pytest.fixture
 def good_answer(server: httpx.Client) -> str:
     return answer(chat(server, QUESTION, printed()))
-
-
-def truncated_jpeg() -> str:
-    return data_uri((PICTURES / "photo.jpg").read_bytes()[:3000], "jpeg")
-
-
-BAD_PICTURES = {
-    "truncated": (truncated_jpeg, "truncated"),
-    "text": (lambda: data_uri(b"this is a text file, not a picture"), "not a picture of a kind"),
-    "empty": (lambda: data_uri(empty_png()), "not a picture of a kind"),
-    "too-wide": (lambda: data_uri(png(Image.new("RGB", (8080, 40)))), "202.0; at most 200"),
-    "bomb": (lambda: data_uri(png(Image.new("1", (30000, 30000)))), "decompression bomb"),
-    "private": (lambda: "http://127.0.0.1:1/a.png", "no public address"),
-}
 
 
 def test_the_number_in_the_picture_is_read(good_answer: str) -> None:
@@ -137,11 +70,7 @@ def test_the_smallest_picture_is_answered(server) -> None:
 @pytest.mark.parametrize("placeholders", [0, 1, 3])
 def test_placeholders_must_match_the_pictures(server, good_answer, placeholders: int) -> None:
     """Guards against a prompt whose text adds or hides placeholders; both numbers are said."""
-    template = (TINY / "chat_template.jinja").read_text()
-    written = "<|image|>" * placeholders
-    template = template.replace("<|begin_of_image|><|image|><|end_of_image|>", "")
-    text = f"{written}{QUESTION}"
-    response = chat(server, text, printed(), printed(), chat_template=template)
+    response = server.post("/v1/chat/completions", json=wrong_placeholders(placeholders))
     assert response.status_code == 400, response.text
     message = response.json()["error"]["message"]
     assert f"{placeholders} image placeholder(s)" in message
@@ -200,7 +129,6 @@ def test_streaming_gives_the_same_answer(server, good_answer) -> None:
 # --- videos ---
 
 CLIP = "numbers.mp4"
-FIRST = "Which number comes first?"
 
 
 def clip_answers() -> dict[str, str]:
@@ -221,18 +149,6 @@ def test_videos_and_pictures_together(server) -> None:
     """Guards a mix, which the model was not trained on and which vLLM serves."""
     url = video_uri((VIDEOS / CLIP).read_bytes())
     assert answer(chat(server, QUESTION, url, printed(), url))
-
-
-BAD_VIDEOS = {
-    "text": (lambda: video_uri(b"this is a text file, not a video"), {}, "cannot be decoded"),
-    "empty": (lambda: video_uri(b""), {}, "cannot be decoded"),
-    "audio": (lambda: video_uri(audio_only()), {}, "cannot be decoded"),
-    "truncated": (lambda: video_uri(Clip(10, 40).encode()[:-800]), {}, "cannot be decoded"),
-    "outside": (lambda: Path("/etc/hostname").as_uri(), {}, "There is no file"),
-    "rate": (lambda: video_uri(Clip(10, 9).encode()), {"fps": 0}, "fps=0; expected"),
-    "negative": (lambda: video_uri(Clip(10, 9).encode()), {"fps": -1}, "fps=-1; expected"),
-    "many": (lambda: video_uri(Clip(10, 9).encode()), {"num_frames": 9999}, "at most 600 frames"),
-}
 
 
 @pytest.mark.parametrize("kind", BAD_VIDEOS)

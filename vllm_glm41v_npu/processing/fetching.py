@@ -256,7 +256,7 @@ def split_data_url(url: str, limit: int) -> tuple[str, str]:
     """
     head, comma, data = url[len("data:") :].partition(",")
     media_type, *parameters = head.split(";")
-    if not comma or parameters[-1:] != ["base64"]:
+    if not comma or parameters[-1:] != ["base64"] or not data.isascii():
         raise MediaRefused(
             "A data URL is not in base64; expected data:image/png;base64, or "
             "data:video/mp4;base64, and then the file."

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from vllm.config.multimodal import BaseDummyOptions, VideoDummyOptions
 from vllm.inputs import MultiModalDataDict
+from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseProcessingInfo,
@@ -21,6 +22,7 @@ from .grid import PatchGeometry, largest_picture, largest_video, smart_resize
 from .media import Glm41vMediaConnector, Preparation
 from .parser import Glm41vDataParser
 from .prompt import TEXT, Placeholder
+from .refusals import callers_error
 from .sampling import VideoSettings
 from .settings import (
     REQUEST_KWARGS,
@@ -48,6 +50,12 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
         return Glm41vDataParser(
             self.geometry, expected_hidden_size=self._get_expected_hidden_size()
         )
+
+    @callers_error()
+    def parse_mm_data(
+        self, mm_data: MultiModalDataDict, *, validate: bool = True
+    ) -> MultiModalDataItems:
+        return super().parse_mm_data(mm_data, validate=validate)
 
     @cached_property
     def geometry(self) -> PatchGeometry:

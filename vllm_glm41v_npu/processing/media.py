@@ -5,6 +5,7 @@ clearer answers to bad files."""
 from __future__ import annotations
 
 import asyncio
+import binascii
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from vllm.multimodal.media.connector import global_thread_pool
 from .encoded_video import EncodedVideo
 from .fetching import MediaRefused, fetch, fetch_async, max_bytes, read_file, split_data_url
 from .grid import PatchGeometry
+from .refusals import callers_error
 from .sampling import VideoSettings
 
 _VIDEO_PROCESSORS = (None, "Glm4vVideoProcessor")
@@ -85,7 +87,14 @@ class Glm41vMediaConnector(MediaConnector):
     def _load_here(self, url: str, media_io: MediaIO[Any]) -> Any:
         """Of a data or file URL."""
         if url[:5].lower() == "data:":
-            return media_io.load_base64(*split_data_url(url, _limit(media_io)))
+            media_type, data = split_data_url(url, _limit(media_io))
+            try:
+                return media_io.load_base64(media_type, data)
+            except binascii.Error as error:
+                raise MediaRefused(
+                    f"A data URL is not in base64 ({error}); expected letters, digits, + and / "
+                    "after the comma, and = at the end. Check whether it was cut off."
+                ) from error
         folder = self.allowed_local_media_path
         if folder is None:
             raise MediaRefused(
@@ -97,26 +106,28 @@ class Glm41vMediaConnector(MediaConnector):
         return media_io.load_bytes(read_file(path, folder, _limit(media_io)))
 
     def fetch_image(self, image_url: str, **kwargs: Any) -> Image.Image:
-        with _clear_refusals():
+        with callers_error(), _clear_refusals():
             return super().fetch_image(image_url, **kwargs)
 
     async def fetch_image_async(self, image_url: str, **kwargs: Any) -> Image.Image:
-        with _clear_refusals():
+        with callers_error(), _clear_refusals():
             return await super().fetch_image_async(image_url, **kwargs)
 
     def fetch_video(self, video_url: str, **kwargs: Any) -> Any:
-        video_io = self._video_io(**kwargs)
-        if video_io is None:
-            return super().fetch_video(video_url, **kwargs)
-        timeout = envs.VLLM_VIDEO_FETCH_TIMEOUT
-        return self.load_from_url(video_url, video_io, fetch_timeout=timeout)
+        with callers_error():
+            video_io = self._video_io(**kwargs)
+            if video_io is None:
+                return super().fetch_video(video_url, **kwargs)
+            timeout = envs.VLLM_VIDEO_FETCH_TIMEOUT
+            return self.load_from_url(video_url, video_io, fetch_timeout=timeout)
 
     async def fetch_video_async(self, video_url: str, **kwargs: Any) -> Any:
-        video_io = self._video_io(**kwargs)
-        if video_io is None:
-            return await super().fetch_video_async(video_url, **kwargs)
-        timeout = envs.VLLM_VIDEO_FETCH_TIMEOUT
-        return await self.load_from_url_async(video_url, video_io, fetch_timeout=timeout)
+        with callers_error():
+            video_io = self._video_io(**kwargs)
+            if video_io is None:
+                return await super().fetch_video_async(video_url, **kwargs)
+            timeout = envs.VLLM_VIDEO_FETCH_TIMEOUT
+            return await self.load_from_url_async(video_url, video_io, fetch_timeout=timeout)
 
     def _video_io(
         self, image_mode: str = "RGB", video_processor: str | None = None
@@ -200,6 +211,8 @@ class Preparation:
 
 def _is_remote(url: str) -> bool:
     """Whether a URL is to be fetched; `fetch` refuses what is of no kind known here."""
+    if not isinstance(url, str):  # vLLM does not look at parts that have no "type"
+        raise MediaRefused(f"A URL is {url!r:.80}; expected a string.")
     return url[:5].lower() not in ("data:", "file:")
 
 

@@ -10,13 +10,16 @@ from functools import cache
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
+from vllm.inputs import MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import (
     BaseMultiModalProcessor,
+    ProcessorInputs,
     PromptReplacement,
     PromptUpdate,
     PromptUpdateDetails,
+    TimingContext,
 )
 from vllm.multimodal.processing.processor import MultiModalPromptUpdates, PlaceholderFeaturesInfo
 
@@ -26,6 +29,7 @@ from .image import Picture, picture_grid, process_picture
 from .info import Glm41vProcessingInfo
 from .parser import Video
 from .prompt import Expansion
+from .refusals import callers_error
 from .settings import logger
 from .video import ProcessedVideo
 
@@ -35,6 +39,10 @@ class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):
 
     vLLM calls the place of the work after Hugging Face's processors; none is behind it here.
     """
+
+    @callers_error()
+    def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
+        return super().apply(inputs, timing_ctx)
 
     def _call_hf_processor(
         self,
