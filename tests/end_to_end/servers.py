@@ -65,8 +65,8 @@ def serving(model: Path, log: Path, *options: str, port: int | None = None) -> I
         processes = server.processes()
         yield server
     finally:
-        if process.is_running():
-            processes = server.processes()
+        if process.poll() is None:
+            processes = [*{*processes, *server.processes()}]
             process.terminate()
         _, alive = psutil.wait_procs(processes, STOP_SECONDS)
         for left in alive:

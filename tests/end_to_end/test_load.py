@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""500 requests of all kinds, 16 at a time: each is answered right or refused; memory is flat."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from tests.end_to_end.bad_media import FIRST, QUESTION, bad_requests, png
+from tests.end_to_end.load import Job, complaints
+from tests.end_to_end.servers import VIDEOS, Server, data_uri, request, video_uri
+from tools.tiny_evaluate import MAX_NEW_TOKENS, final_answer, heldout_sets
+
+AT_ONCE = 16
+COUNT = 500
+BAD, LEAVING, SLOW = 120, 60, 10
+SLOW_TOKENS = 200
+PICTURE_COUNT = 12
+LEAST = 0.9
+"""Of the answers whose truth is known, those that are right: the checkpoint errs now and then."""
+MOST_GROWTH = 64 << 20
+"""Bytes of all the server's processes together, from after the first requests to after all."""
+
+
+def good_requests() -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Bodies of texts, pictures, and videos, and what is right where that is one thing."""
+    for text in ("Who are you?", "Hello!", QUESTION, "1 2 3"):
+        yield request(text), None
+    written = heldout_sets(PICTURE_COUNT)["written numbers"]
+    for question, (picture,), answer in written:
+        yield request(question, data_uri(png(picture))), answer
+    yield request(QUESTION, *[data_uri(png(picture)) for _, (picture,), _ in written[:3]]), None
+    clip = video_uri((VIDEOS / "numbers.mp4").read_bytes())
+    answers = json.loads((VIDEOS / "answers.json").read_text())["numbers.mp4"]
+    yield request(FIRST, clip), answers["first"]
+    yield request("Which number comes last?", clip), answers["last"]
+
+
+def long(body: dict[str, Any]) -> dict[str, Any]:
+    """Of an answer that fills a slow reader's buffers."""
+    more = {"max_tokens": SLOW_TOKENS, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+    return body | more
+
+
+def asked_alone(server: httpx.Client, body: dict[str, Any]) -> Job:
+    """Its answer is what is expected of the same request among others."""
+    response = server.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return Job(body, response.json()["choices"][0]["message"]["content"])
+
+
+def jobs(good: list[Job], slow: Job) -> list[Job]:
+    """All requests, in an order that is the same in every run."""
+    rng = random.Random(0)
+    bad = bad_requests()
+    mixed = [Job(bad[i % len(bad)], None) for i in range(BAD)]
+    mixed += [rng.choice(good)._replace(client="leaves") for _ in range(LEAVING)]
+    mixed += [slow._replace(client="slow")] * SLOW
+    while len(mixed) < COUNT:
+        mixed.append(rng.choice(good)._replace(client=rng.choice(["whole", "stream"])))
+    rng.shuffle(mixed)
+    return mixed
+
+
+def resident(server: Server) -> int:
+    return sum(process.memory_info().rss for process in server.processes())
+
+
+def test_every_request_is_answered_right(shared_server: Server, server: httpx.Client) -> None:
+    """Guards answers that depend on what else is computed, and memory that a request leaves."""
+    asked = [(body | {"max_tokens": MAX_NEW_TOKENS}, truth) for body, truth in good_requests()]
+    good = [asked_alone(server, body) for body, _ in asked]
+    truths = [(job.expected, truth) for job, (_, truth) in zip(good, asked, strict=True) if truth]
+    assert sum(final_answer(told or "") == truth for told, truth in truths) >= LEAST * len(truths)
+    slow = asked_alone(server, long(good[-1].body))
+    mixed = jobs(good, slow)
+    first = len(mixed) // 4  # fills caches, and the allocators' free lists
+    told = asyncio.run(complaints(shared_server.address, mixed[:first], AT_ONCE))
+    before = resident(shared_server)
+    told += asyncio.run(complaints(shared_server.address, mixed[first:], AT_ONCE))
+    after = resident(shared_server)
+    print(f"{len(mixed)} requests; {before >> 20} MiB after {first} of them, {after >> 20} at last")
+    assert told == []
+    assert after - before < MOST_GROWTH
