@@ -82,7 +82,7 @@ def test_a_string_goes_without_the_chat_template() -> None:
         "max_tokens": 3,
         "stream": True,
     }
-    found = vllm(**fields, do_sample=False, other=None)
+    found = vllm(**fields, do_sample=True, other=None)
     assert (found.path, found.text) == ("/v1/completions", "Hi")
     assert found.body == {"prompt": "Hi"} | fields
 
@@ -94,6 +94,8 @@ def test_a_string_goes_without_the_chat_template() -> None:
         ({"temperature": 0, "top_k": 3}, GREEDY | {"temperature": 0, "top_k": 3}),
         ({"top_k": 3}, SAMPLED | {"top_k": 3}),
         ({"top_p": 0.5}, SAMPLED | {"top_p": 0.5}),
+        ({"top_p": 0.5, "do_sample": False}, GREEDY | {"top_p": 0.5}),
+        ({"temperature": 1.0, "do_sample": False}, GREEDY),
         ({"seed": 3}, GREEDY),
         ({"temperature": None, "top_k": -1}, SAMPLED),
     ],

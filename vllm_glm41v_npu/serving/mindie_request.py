@@ -98,7 +98,10 @@ def _from_vllm_style(body: dict[str, Any], max_iter_times: int) -> Translation:
     asked |= {key: value for key, value in fields.items() if key in passed}
     if "stop_token_ids" in asked:
         asked["stop_token_ids"] = [id for id in asked["stop_token_ids"] if 0 <= id <= INT32_MAX]
-    asked |= _sampling(fields, samples=True if count > 1 else None)
+    samples = True if count > 1 else None
+    if body.get("do_sample") is False:  # which MindIE reads in the TGI style alone
+        samples = False
+    asked |= _sampling(fields, samples)
     asked["n"] = count
     asked["max_tokens"] = min(fields.get("max_tokens", max_iter_times), max_iter_times)
     asked["stream"] = fields.get("stream", False)
