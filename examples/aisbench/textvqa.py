@@ -31,15 +31,15 @@ class Item(NamedTuple):
 
 def write_set(folder: Path, count: int) -> Path:
     """Write `count` pictures with their questions into `folder`; returns the file of questions."""
-    from tools.tiny_evaluate import heldout_sets
+    from tools.number_pictures import QUESTIONS as ASKED
+    from tools.number_pictures import written_numbers
 
-    examples = heldout_sets(count)["written numbers"]
     items = []
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (question, (picture,), answer) in enumerate(examples):
+    for number, (picture, answer) in enumerate(written_numbers("heldout", count)):
         path = folder.resolve() / f"{number}.png"
         picture.save(path)
-        items.append(Item(path, question, answer))
+        items.append(Item(path, ASKED[number % len(ASKED)], answer))
     return write_items(folder, items)
 
 

@@ -7,7 +7,7 @@ import base64
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,10 +68,11 @@ def serving(model: Path, log: Path, *options: str, port: int | None = None) -> I
         if process.poll() is None:
             processes = [*{*processes, *server.processes()}]
             process.terminate()
-        _, alive = psutil.wait_procs(processes, STOP_SECONDS)
-        for left in alive:
-            left.kill()
-        assert not alive, f"left behind: {alive}\n{log.read_text()[-4000:]}"
+        left = _left_behind(processes)
+        for orphan in left:
+            orphan.kill()
+        process.wait()
+        assert not left, f"left behind: {left}\n{log.read_text()[-4000:]}"
 
 
 @contextmanager
@@ -90,6 +91,23 @@ def _wait_until_healthy(server: Server) -> None:
         except httpx.TransportError:
             time.sleep(1)
     pytest.fail(f"The server did not start:\n{server.log.read_text()[-4000:]}")
+
+
+def _left_behind(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run after STOP_SECONDS."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while left := [process for process in processes if _runs(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # one that no parent has asked about
+    except psutil.NoSuchProcess:
+        return False
 
 
 def data_uri(data: bytes, kind: str = "png") -> str:

@@ -42,7 +42,9 @@ OPTIONS = st.fixed_dictionaries(
 
 def post(server: httpx.Client, content: Any, options: dict[str, Any]) -> httpx.Response:
     body = {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": content}]}
-    return server.post("/v1/chat/completions", content=json.dumps(body | options).encode())
+    data = json.dumps(body | options).encode()  # also what is not in JSON, as NaN
+    headers = {"Content-Type": "application/json"}
+    return server.post("/v1/chat/completions", content=data, headers=headers)
 
 
 def check(server: httpx.Client, content: Any, options: dict[str, Any]) -> None:
