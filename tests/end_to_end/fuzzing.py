@@ -63,14 +63,12 @@ URLS = st.one_of(
     st.builds(str.__add__, st.sampled_from(HEADS), st.text(max_size=20)),
     st.text(max_size=20),
 )
-MEDIA = st.one_of(
-    URLS,
-    st.fixed_dictionaries({"url": URLS}, optional={"detail": ANYTHING}),
-    st.fixed_dictionaries({"url": ANYTHING}),
-    ANYTHING,
-)
+OBJECTS = st.fixed_dictionaries({"url": URLS}, optional={"detail": st.just("low") | ANYTHING})
+MEDIA = st.one_of(URLS, OBJECTS, st.fixed_dictionaries({"url": ANYTHING}), ANYTHING)
 KINDS = ["image_url", "video_url"]
-OTHER_KINDS = ["text", "image_embeds", "image_pil", "input_image", "input_audio", "audio_url"]
+# "input_audio" is not among them: vLLM 0.23.0 answers 500 where it is no object, before it asks
+# whether the model hears anything.
+OTHER_KINDS = ["text", "image_embeds", "image_pil", "input_image", "audio_url"]
 
 
 def _part(kind: str, medium: Any) -> dict[str, Any]:
@@ -78,12 +76,12 @@ def _part(kind: str, medium: Any) -> dict[str, Any]:
 
 
 PARTS = st.one_of(
+    st.builds(_part, st.sampled_from(KINDS), OBJECTS),
+    st.dictionaries(st.sampled_from(KINDS), URLS, min_size=1),  # vLLM needs no "type" here
     st.builds(_part, st.sampled_from(KINDS), MEDIA),
     st.builds(_part, st.sampled_from(OTHER_KINDS), MEDIA),
+    st.dictionaries(st.sampled_from(["type", *KINDS]), MEDIA),
     st.just({"type": "text", "text": "Hi"}),
-    st.fixed_dictionaries(
-        {}, optional={"type": st.sampled_from(KINDS) | ANYTHING, **dict.fromkeys(KINDS, MEDIA)}
-    ),
     ANYTHING,
 )
 """Of a prompt of /generate, or of a chat's message."""

@@ -12,31 +12,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.end_to_end.fuzzing import ANYTHING, BOUNDED, KINDS, NUMBERS, PARTS, PICTURE
+from tests.end_to_end.fuzzing import ANYTHING, BOUNDED, CLIP, KINDS, NUMBERS, PARTS, PICTURE
 
-CONTENTS = st.lists(PARTS, min_size=1, max_size=3)
+GOOD = [
+    {"type": kind, kind: {"url": url}} for kind, url in zip(KINDS, (PICTURE, CLIP), strict=True)
+]
 PIXELS = ["min_pixels", "max_pixels", "fps", "num_frames", "max_frames", "size", "do_resize"]
 SIZES = st.dictionaries(st.sampled_from(["shortest_edge", "longest_edge"]), NUMBERS)
-MEDIA_SETTINGS = {
-    "mm_processor_kwargs": ANYTHING
-    | st.dictionaries(st.sampled_from(PIXELS), NUMBERS | SIZES | ANYTHING, max_size=2),
-    "media_io_kwargs": ANYTHING
-    | st.dictionaries(
-        st.sampled_from(["image", "video"]),
-        ANYTHING | st.dictionaries(st.sampled_from([*PIXELS, "video_backend"]), NUMBERS),
-    ),
-}
+PROCESSOR = st.dictionaries(st.sampled_from(PIXELS), NUMBERS | SIZES | ANYTHING, max_size=2)
+LOADER = st.dictionaries(
+    st.sampled_from(["fps", "num_frames", "max_frames", "image_mode", "rgba_background_color"]),
+    NUMBERS | ANYTHING,
+    max_size=2,
+)
 SAMPLING = ["temperature", "top_k", "top_p", "repetition_penalty", "seed", "top_logprobs"]
 SAMPLING += ["truncate_prompt_tokens", "presence_penalty", "min_p"]
-OPTIONS = st.fixed_dictionaries(
-    {},
-    optional={
-        **MEDIA_SETTINGS,
-        **dict.fromkeys(SAMPLING, NUMBERS),
-        "n": st.integers(-1, 3),
-        "max_tokens": st.integers(-1, 3),
-        "stream": st.booleans(),
-    },
+OPTIONS = st.one_of(
+    st.builds(lambda chosen: {"mm_processor_kwargs": chosen}, PROCESSOR | ANYTHING),
+    st.builds(
+        lambda chosen: {"media_io_kwargs": chosen},
+        st.dictionaries(st.sampled_from(["image", "video"]), LOADER | ANYTHING) | ANYTHING,
+    ),
+    st.dictionaries(st.sampled_from(SAMPLING), NUMBERS, min_size=1, max_size=2),
+    st.fixed_dictionaries({"n": st.integers(-1, 3), "max_tokens": st.integers(-1, 3)}),
 )
 
 
@@ -63,14 +61,14 @@ def answers_afterwards(server: httpx.Client) -> Iterator[None]:
 
 
 @BOUNDED
-@given(content=CONTENTS | st.builds(lambda kind: [{"type": kind}], st.sampled_from(KINDS)))
-def test_any_media(server: httpx.Client, content: Any) -> None:
+@given(content=st.lists(PARTS, min_size=1, max_size=2), stream=st.booleans())
+def test_any_media(server: httpx.Client, content: Any, stream: bool) -> None:
     """Guards against a 500 or a hang for whatever stands where a picture or a video should."""
-    check(server, content, {})
+    check(server, content, {"stream": stream})
 
 
 @BOUNDED
-@given(content=CONTENTS, options=OPTIONS)
-def test_any_settings(server: httpx.Client, content: Any, options: dict[str, Any]) -> None:
-    """Guards settings of media, and numbers out of range, beside media of all kinds."""
-    check(server, content, options)
+@given(part=st.sampled_from(GOOD), options=OPTIONS)
+def test_any_settings(server: httpx.Client, part: Any, options: dict[str, Any]) -> None:
+    """Guards settings of a picture and a video, and numbers out of range."""
+    check(server, [part], options)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +73,16 @@ def resident(server: Server) -> int:
     return sum(process.memory_info().rss for process in server.processes())
 
 
+def assert_idle(server: httpx.Client) -> None:
+    """Soon nothing is computed any more: requests end with the clients that left."""
+    count = re.compile(r"^vllm:num_requests_(?:running|waiting)\{.*\} (.*)$", re.MULTILINE)
+    deadline = time.monotonic() + 60
+    while any(map(float, counts := count.findall(server.get("/metrics").text))):
+        assert time.monotonic() < deadline, "requests are left in the engine"
+        time.sleep(0.5)
+    assert len(counts) == 2
+
+
 def test_every_request_is_answered_right(shared_server: Server, server: httpx.Client) -> None:
     """Guards answers that depend on what else is computed, and memory that a request leaves."""
     asked = [(body | {"max_tokens": MAX_NEW_TOKENS}, truth) for body, truth in good_requests()]
@@ -86,4 +98,5 @@ def test_every_request_is_answered_right(shared_server: Server, server: httpx.Cl
     after = resident(shared_server)
     print(f"{len(mixed)} requests; {before >> 20} MiB after {first} of them, {after >> 20} at last")
     assert told == []
+    assert_idle(server)
     assert after - before < MOST_GROWTH
