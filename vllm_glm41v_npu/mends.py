@@ -1,12 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM 0.23.0 itself gets wrong on a CPU, set right in this one place.
+"""What vLLM 0.23.0 itself gets wrong, set right in this one place.
 
 Each mend says when it can go. All are safe to repeat.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from typing import Any
+
+_WATCH = "glm41v-parent-watch"
+
+
+def end_engine_with_its_server() -> None:
+    """Let an engine core end when the process that started it was killed.
+
+    vLLM's workers watch the process above them; its engine core waits for requests for ever, and
+    keeps the device's memory from the next server. Can go when the engine core watches too.
+    """
+    parent = multiprocessing.parent_process()
+    is_engine = multiprocessing.current_process().name.startswith("EngineCore")
+    watches = any(thread.name == _WATCH for thread in threading.enumerate())
+    if parent is None or not is_engine or watches:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
 
 
 def mend_cpu() -> None:
