@@ -27,6 +27,9 @@ START_SECONDS = 120
 HERE_TOO = all(find_spec(name) for name in ("gradio", "playwright"))
 collect_ignore_glob = [] if HERE_TOO else ["test_browser.py", "test_page_*.py"]
 
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+
 
 class Running(NamedTuple):
     """The page's address, the port where it expects the server, and what it would ask outside."""
@@ -38,16 +41,12 @@ class Running(NamedTuple):
 
 @pytest.fixture(scope="module")  # while it is there, this thread runs playwright's event loop
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium, of whatever package."""
+    """A headless one."""
     from playwright.sync_api import sync_playwright
 
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("There is no Chromium on PATH. Debian: apt install chromium.")
     with sync_playwright() as playwright:
         # Without a sandbox as root, which Chromium refuses otherwise, and in containers.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.page.conftest import Running
+from tests.page.conftest import CHROMIUM, Running
 from tests.page.fake_server import MODEL, Fake
 from vllm_glm41v_npu.serving.grounding import Box, draw_boxes
 
@@ -28,6 +28,10 @@ CLIP = ASSETS / "videos" / "numbers.mp4"
 WITHIN = 60_000  # milliseconds; a busy machine takes its time
 
 expect.set_options(timeout=WITHIN)
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="There is no Chromium on PATH. Debian: apt install chromium."
+)
 
 
 class Tab:
