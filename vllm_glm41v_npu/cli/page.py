@@ -7,10 +7,12 @@ import os
 import signal
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
-from typing import Annotated, NoReturn
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
+
+from vllm_glm41v_npu.cli.errors import fail
 
 LOOPBACK = "localhost,127.0.0.1,::1"
 
@@ -37,9 +39,10 @@ def page(
     """
     address = _address(server)
     if find_spec("gradio") is None:
-        _fail(
+        fail(
             "gradio is not installed in this Python, and the page is made with it: "
-            "pip install 'vllm-glm41v-npu[page]'."
+            "pip install 'vllm-glm41v-npu[page]'.",
+            code=1,
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as by Ctrl-C: tidy up
     with TemporaryDirectory(prefix="glm41v-page-") as folder:  # nobody else may read it
@@ -51,9 +54,10 @@ def page(
         try:
             launch(build(Server(address, api_key, model)), host, port)
         except OSError:  # gradio says which of its own arguments to change
-            _fail(
+            fail(
                 f"The page cannot be served at {host}:{port}: another program has this port, or "
-                "this machine has no such address. Choose another by --port or --host."
+                "this machine has no such address. Choose another by --port or --host.",
+                code=1,
             )
 
 
@@ -75,8 +79,3 @@ def _set_up_gradio(folder: str) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for name in ("no_proxy", "NO_PROXY"):  # or a proxy is asked for the page, and for the server
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK)))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(1)
