@@ -134,6 +134,7 @@ class Side:
 
     def __init__(self, model: str, kind: str, requests: list[Request], threads: int) -> None:
         import numpy as np
+        import torch
         from vllm import LLM
 
         self.llm = LLM(
@@ -149,6 +150,7 @@ class Side:
             enable_prefix_caching=False,
             speculative_config=speculative_config(None if kind == "off" else kind),
         )
+        torch.set_num_threads(threads)  # vLLM has taken one for each core
         scripts = {np.array(one.prompt, np.int32).tobytes(): one.answer for one in requests}
         self.llm.collective_rpc(follow, args=(scripts,))
         self.clock = time.process_time if threads == 1 else time.perf_counter
