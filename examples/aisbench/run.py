@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from string import Template
 
@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from examples.aisbench.textvqa import SUFFIX, offline_accuracy, write_set  # noqa: E402
+from examples.aisbench.textvqa import SUFFIX, offline_accuracy, read_items, write_set  # noqa: E402
 
 NAME = "glm4v"
 START_SECONDS = 900
@@ -50,11 +50,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (64)")
     parser.add_argument("--folder", type=Path, default=Path("aisbench"), help="of all files")
     parser.add_argument("--venv", type=Path, help="AISBench's environment (FOLDER/venv)")
-    parser.add_argument("--port", type=int, default=0, help="of the server (a free one)")
+    parser.add_argument(
+        "--port", type=int, help=f"of a server that runs already, where the model is {NAME!r}"
+    )
     parser.add_argument(
         "--no-reasoning-parser", action="store_true", help="to see what the answers score then"
     )
-    parser.add_argument("--questions", type=Path, help="another textvqa_val.jsonl")
+    parser.add_argument("--questions", type=Path, help="a textvqa_val.jsonl of other pictures")
     return parser.parse_args()
 
 
@@ -63,6 +65,7 @@ def main() -> None:
     folder = arguments.folder.resolve()
     ais_bench = installed(arguments.venv or folder / "venv")
     questions = arguments.questions or write_set(folder / "textvqa", arguments.pictures)
+    suffix = SUFFIX if arguments.questions else ""
     port = arguments.port or free_port()
     values = {
         "model": Path(arguments.model).resolve(),
@@ -71,16 +74,20 @@ def main() -> None:
         "max_tokens": arguments.max_tokens,
         "at_once": arguments.at_once,
         "questions": questions,
-        "suffix": SUFFIX,
+        "suffix": suffix,
     }
     configs = write_configs(folder / "configs", values)
     parser = [] if arguments.no_reasoning_parser else ["--reasoning-parser", "glm41v"]
-    with server(arguments.model, port, folder / "server.log", *parser):
+    served = (
+        nullcontext()
+        if arguments.port
+        else server(arguments.model, port, folder / "server.log", *parser)
+    )
+    with served:
         results = run_aisbench(ais_bench, arguments.task, configs, folder / "results")
     if arguments.task == "accuracy":
-        served = accuracy(results)
-        print(f"AISBench, served: {served:.2f}% of {arguments.pictures} pictures")
-        offline = offline_accuracy(arguments.model, questions, arguments.max_tokens)
+        print(f"AISBench, of {len(read_items(questions))} pictures: {accuracy(results):.2f}%")
+        offline = offline_accuracy(arguments.model, questions, suffix, arguments.max_tokens)
         print(f"Without a server: {offline:.2f}%")
     print(f"Everything that AISBench wrote: {results}")
 

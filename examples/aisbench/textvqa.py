@@ -15,7 +15,10 @@ from typing import NamedTuple
 from PIL import Image
 
 SUFFIX = " Answer the question using a single word or phrase."
-"""What AISBench's configuration for TextVQA puts after each question."""
+"""What AISBench's configuration for TextVQA puts after each question.
+
+The tiny checkpoint knows no such sentence, and does not answer in its form after it.
+"""
 
 PEOPLE = 10
 QUESTIONS, ANNOTATIONS = "textvqa_val.jsonl", "textvqa_val_annotations.json"
@@ -67,7 +70,7 @@ def read_items(questions: Path) -> list[Item]:
     ]
 
 
-def offline_accuracy(model: str, questions: Path, max_tokens: int) -> float:
+def offline_accuracy(model: str, questions: Path, suffix: str, max_tokens: int) -> float:
     """Percent of right answers without a server, of the same prompts, greedy."""
     from vllm import LLM, SamplingParams
 
@@ -77,7 +80,7 @@ def offline_accuracy(model: str, questions: Path, max_tokens: int) -> float:
     items = read_items(questions)
     llm = LLM(model, max_model_len=4096, max_num_seqs=32, limit_mm_per_prompt={"image": 1})
     outputs = llm.chat(
-        [conversation([Image.open(item.picture)], item.question + SUFFIX) for item in items],
+        [conversation([Image.open(item.picture)], item.question + suffix) for item in items],
         SamplingParams(temperature=0, max_tokens=max_tokens),
         use_tqdm=False,
     )

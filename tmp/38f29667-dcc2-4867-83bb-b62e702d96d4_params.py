@@ -1,0 +1,118 @@
+cli_args = dict(
+    cfg_time_str='20261128_001719',
+    config=None,
+    config_dir='/var/tmp/load/ais/configs',
+    custom_dataset_data_type=None,
+    custom_dataset_infer_method=None,
+    custom_dataset_meta_path=None,
+    custom_dataset_path=None,
+    datasets=[
+        'textvqa_gen_base64',
+    ],
+    debug=True,
+    dir_time_str='20261128_001719',
+    dry_run=False,
+    dump_eval_details=False,
+    dump_extract_rate=False,
+    max_num_workers=1,
+    max_workers_per_gpu=1,
+    merge_ds=False,
+    mode='all',
+    models=[
+        'vllm_api_general_chat',
+    ],
+    num_prompts=None,
+    num_warmups=1,
+    pressure=False,
+    pressure_time=15,
+    reuse=None,
+    search=False,
+    summarizer=None,
+    work_dir='/var/tmp/load/ais/results')
+datasets = [
+    [
+        dict(
+            abbr='textvqa',
+            eval_cfg=dict(
+                evaluator=dict(
+                    type='ais_bench.benchmark.datasets.textvqa.TEXTEvaluator')
+            ),
+            image_type='image_base64',
+            infer_cfg=dict(
+                inferencer=dict(
+                    type=
+                    'ais_bench.benchmark.openicl.icl_inferencer.icl_gen_inferencer.GenInferencer'
+                ),
+                prompt_template=dict(
+                    template=dict(round=[
+                        dict(
+                            prompt_mm=dict(
+                                image=dict(
+                                    image_url=dict(
+                                        url='data:image/jpeg;base64,{image}'),
+                                    type='image_url'),
+                                text=dict(
+                                    text=
+                                    '{question} Answer the question using a single word or phrase.',
+                                    type='text')),
+                            role='HUMAN'),
+                    ]),
+                    type=
+                    'ais_bench.benchmark.openicl.icl_prompt_template.icl_prompt_template_mm.MMPromptTemplate'
+                ),
+                retriever=dict(
+                    prompt_template=dict(
+                        template=dict(round=[
+                            dict(
+                                prompt_mm=dict(
+                                    image=dict(
+                                        image_url=dict(
+                                            url='data:image/jpeg;base64,{image}'
+                                        ),
+                                        type='image_url'),
+                                    text=dict(
+                                        text=
+                                        '{question} Answer the question using a single word or phrase.',
+                                        type='text')),
+                                role='HUMAN'),
+                        ]),
+                        type=
+                        'ais_bench.benchmark.openicl.icl_prompt_template.icl_prompt_template_mm.MMPromptTemplate'
+                    ),
+                    type=
+                    'ais_bench.benchmark.openicl.icl_retriever.icl_zero_retriever.ZeroRetriever'
+                )),
+            path='/var/tmp/load/ais/textvqa/textvqa_val.jsonl',
+            reader_cfg=dict(
+                input_columns=[
+                    'question',
+                    'image',
+                ], output_column='answer'),
+            type='ais_bench.benchmark.datasets.textvqa.TEXTVQADataset'),
+    ],
+]
+eval = dict(runner=dict(task=dict(cal_extract_rate=False, dump_details=False)))
+models = [
+    dict(
+        abbr='vllm-api-general-chat',
+        attr='service',
+        batch_size=16,
+        generation_kwargs=dict(ignore_eos=False, temperature=0.0),
+        host_ip='localhost',
+        host_port=18082,
+        max_out_len=64,
+        model='glm4v',
+        path='/work/wt/load/assets/glm41v-tiny',
+        pred_postprocessor=dict(
+            type=
+            'ais_bench.benchmark.utils.postprocess.model_postprocessors.extract_non_reasoning_content'
+        ),
+        request_rate=0,
+        retry=2,
+        stream=False,
+        trust_remote_code=False,
+        type=
+        'ais_bench.benchmark.models.api_models.vllm_custom_api_chat.VLLMCustomAPIChat'
+    ),
+]
+work_dir = '/var/tmp/load/ais/results/20261128_001719'
