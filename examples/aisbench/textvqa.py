@@ -17,7 +17,7 @@ from PIL import Image
 SUFFIX = " Answer the question using a single word or phrase."
 """What AISBench's configuration for TextVQA puts after each question.
 
-The tiny checkpoint knows no such sentence, and does not answer in its form after it.
+The tiny checkpoint knows no such sentence, and reads worse after it.
 """
 
 PEOPLE = 10
