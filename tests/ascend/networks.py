@@ -48,7 +48,7 @@ def start(side: str, module: str, *arguments: str | Path, chip: str | None = Non
         variables["NPU_EMULATOR_CHIP"] = chip
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600
     )
     if done.returncode != 0:
         raise ChildProcessError(

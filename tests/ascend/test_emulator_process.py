@@ -86,6 +86,7 @@ torch.linalg.cholesky(x)
 
 
 # The loader binds every symbol of a library at once, and names the first that is missing.
+TIMEOUT = 300
 ENVIRONMENT = {"LD_BIND_NOW": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
@@ -103,7 +104,7 @@ def start(code: str, *arguments: object, **environment: str) -> subprocess.Popen
 def test_collectives_of_two_processes(tmp_path: Path) -> None:
     ranks = [start(COLLECTIVES, rank, tmp_path / "store") for rank in range(2)]
     for rank, process in enumerate(ranks):
-        out, errors = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, errors[-3000:]
         assert f"rank {rank} is right" in out
 
@@ -111,7 +112,7 @@ def test_collectives_of_two_processes(tmp_path: Path) -> None:
 def test_processes_of_vllm_leave_reports_however_they_die(tmp_path: Path) -> None:
     """The entry point has installed the emulator there, and no symbol was missing."""
     process = start(PLUGIN, NPU_EMULATOR_REPORT=str(tmp_path / "reports"))
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1 and "12.0" in out
     assert "Refusal: aten::linalg_cholesky has no row" in errors
     reports = {path.name: json.loads(path.read_text()) for path in (tmp_path / "reports").iterdir()}
@@ -127,7 +128,7 @@ def test_processes_of_vllm_leave_reports_however_they_die(tmp_path: Path) -> Non
 
 def test_another_chip_is_refused_by_name() -> None:
     process = start("", NPU_EMULATOR_CHIP="A4")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=TIMEOUT)
     assert "NPU_EMULATOR_CHIP is 'A4'; it can be A2 or 310P." in errors
 
 
