@@ -85,8 +85,8 @@ torch.linalg.cholesky(x)
 """
 
 
-# The loader binds every symbol of a library at once, and names the first that is missing.
 TIMEOUT = 300
+# The loader binds every symbol of a library at once, and names the first that is missing.
 ENVIRONMENT = {"LD_BIND_NOW": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
