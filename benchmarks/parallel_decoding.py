@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parallel decoding beside plain decoding: how long a token takes, and how many guesses are right.
 
-    python -m benchmarks.parallel_decoding [--rounds 5] [--threads 1] [--json FILE]
+    python -m benchmarks.parallel_decoding [--only copy] [--rounds 5] [--threads 1] [--json FILE]
 
-Engines with and without it are in one process and answer in turn, workload by workload and round by
-round, so that a machine whose speed drifts treats all alike; each has answered a request before.
+Engines with and without it are in one process and answer in turn, request by request, so that a
+machine whose speed drifts treats all alike; each has answered a request before.
 Printed are medians and ranges of ms a token after the first one, and the ratio off / on of the same
 round (above 1 is better for it). One thread is timed by the process's own time, which other
 programs disturb less; several by the clock.
@@ -156,27 +156,18 @@ class Side:
         self.clock = time.process_time if threads == 1 else time.perf_counter
         self.numbers = count()
 
-    def measure(self, requests: list[Request]) -> dict[str, float]:
-        """Time, steps and guesses of a workload, one request at a time."""
+    def forget(self) -> None:
         self.llm.collective_rpc(forget)
-        (before,) = self.llm.collective_rpc(guessed)
-        parts = [self._answer(request) for request in requests]
-        (after,) = self.llm.collective_rpc(guessed)
-        said, steps = len(requests) * (ANSWER - 1), sum(steps for _, steps in parts)
-        return {
-            "ms": 1e3 * sum(seconds for seconds, _ in parts) / said,
-            "tokens_per_step": said / steps,
-            "right": (said - steps) / (after - before) if after > before else 0.0,
-        }
 
-    def _answer(self, request: Request) -> tuple[float, int]:
-        """Seconds and steps from the first token to the last."""
+    def answer(self, request: Request) -> tuple[float, int, int]:
+        """Seconds, steps and guesses from the first token to the last."""
         from vllm import SamplingParams
 
         engine = self.llm.llm_engine
         params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, detokenize=False)
         engine.add_request(str(next(self.numbers)), {"prompt_token_ids": request.prompt}, params)
         outputs = engine.step()  # the whole prompt, and the first token
+        (before,) = self.llm.collective_rpc(guessed)
         begin, steps = self.clock(), 0
         while engine.has_unfinished_requests():
             outputs = engine.step()
@@ -184,7 +175,24 @@ class Side:
         seconds = self.clock() - begin
         if list(outputs[0].outputs[0].token_ids) != request.answer:
             raise SystemExit("An answer is not its script: parallel decoding has changed it.")
-        return seconds, steps
+        (after,) = self.llm.collective_rpc(guessed)
+        return seconds, steps, after - before
+
+
+def measure(sides: dict[str, Side], requests: list[Request]) -> dict[str, dict[str, float]]:
+    """Figures of a workload by side; each request goes to all sides, one after the other."""
+    for side in sides.values():
+        side.forget()
+    parts = [{kind: side.answer(request) for kind, side in sides.items()} for request in requests]
+    said, figures = len(requests) * (ANSWER - 1), {}
+    for kind in sides:
+        seconds, steps, guesses = map(sum, zip(*(part[kind] for part in parts), strict=True))
+        figures[kind] = {
+            "ms": 1e3 * seconds / said,
+            "tokens_per_step": said / steps,
+            "right": (said - steps) / guesses if guesses else 0.0,
+        }
+    return figures
 
 
 def start(threads: int, requests: list[Request]) -> dict[str, Side]:
@@ -216,23 +224,25 @@ def report(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> list[str]:
 
 
 def main() -> None:
+    works = workloads()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=tuple(works), help="one of the workloads")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    works = workloads()
     sides = start(options.threads, [one for requests in works.values() for one in requests])
     rounds: list[dict[str, dict[str, dict[str, float]]]] = []
-    for side in sides.values():
-        side.measure(works["copy"][:1])
+    measure(sides, works["copy"][:1])
+    if options.only:
+        works = {options.only: works[options.only]}
     for number in range(options.rounds):
         figures = {}
         for name, requests in works.items():
-            figures[name] = {kind: side.measure(requests) for kind, side in sides.items()}
+            figures[name] = measure(sides, requests)
             print(f"round {number + 1}, {name}: {figures[name]}", file=sys.stderr, flush=True)
         rounds.append(figures)
     print(f"{options.threads} threads, {options.rounds} rounds, {machine()}\n")
