@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.end_to_end.servers import VIDEOS, Server, serving
+from tests.end_to_end.servers import NO_SPACES, VIDEOS, Server, serving
 from tests.lane import EMULATED
 
 
@@ -30,9 +30,7 @@ def shared_server(log: Path, checkpoint: Callable[[str], Path]) -> Iterator[Serv
     """`vllm serve`, as it comes, on the tiny checkpoint."""
     options = ["--served-model-name", "tiny", "--limit-mm-per-prompt", '{"image": 3, "video": 2}']
     options += ["--trust-request-chat-template", "--allowed-local-media-path", str(VIDEOS)]
-    options += ["--enable-prompt-tokens-details", "--structured-outputs-config"]
-    # Left free, the tiny model writes spaces without end.
-    options += ['{"backend": "xgrammar", "disable_any_whitespace": true}']
+    options += ["--enable-prompt-tokens-details", "--structured-outputs-config", NO_SPACES]
     with serving(checkpoint("tiny"), log, *options) as server:
         yield server
 

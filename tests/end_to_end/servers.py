@@ -21,6 +21,9 @@ from tests.checkpoints import TINY
 from tests.lane import ON_CPU
 
 PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
+NO_SPACES = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+"""For --structured-outputs-config: left free, the tiny model writes spaces without end in JSON."""
+
 START_SECONDS, STOP_SECONDS = 600, 60
 MAX_MODEL_LEN = 1024
 

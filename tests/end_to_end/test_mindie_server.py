@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tests.checkpoints import TINY
 from tests.end_to_end.fuzzing import ANYTHING, BOUNDED, PARTS
-from tests.end_to_end.servers import MAX_MODEL_LEN, data_uri, running, video_uri
-from tests.lane import ON_CPU
+from tests.end_to_end.servers import MAX_MODEL_LEN, NO_SPACES, data_uri, running, video_uri
+from tests.lane import ALL_LANES, ON_CPU
 
-pytestmark = pytest.mark.cpu
+pytestmark = ALL_LANES
 
 ASSETS = TINY.parent
 PICTURE, CLIP = ASSETS / "pictures" / "printed.png", ASSETS / "videos" / "numbers.mp4"
@@ -35,6 +35,7 @@ def server(
     options += ["--middleware", "vllm_glm41v_npu.serving.mindie.MindIERoutes"]
     options += ["--limit-mm-per-prompt", '{"image": 20, "video": 1}', "--api-key", "key"]
     options += ["--allowed-local-media-path", str(ASSETS)]
+    options += ["--structured-outputs-config", NO_SPACES]
     log = tmp_path_factory.mktemp("mindie") / "log"
     with running(checkpoint("tiny"), log, *options) as client:
         client.headers["Authorization"] = "Bearer key"
