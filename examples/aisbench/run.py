@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=200, help="how many (200)")
     parser.add_argument("--at-once", type=int, default=16, help="requests at a time (16)")
     parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (64)")
-    parser.add_argument("--folder", type=Path, default=Path("aisbench"), help="of all files")
+    parser.add_argument("--folder", type=Path, default=Path("aisbench-run"), help="of all files")
     parser.add_argument("--venv", type=Path, help="AISBench's environment (FOLDER/venv)")
     parser.add_argument(
         "--port", type=int, help=f"of a server that runs already, where the model is {NAME!r}"
@@ -98,8 +98,8 @@ def installed(venv: Path) -> Path:
     if not command.exists():
         print(f"Installing AISBench, with a PyTorch of its own, into {venv}: some minutes.")
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        pip = [venv / "bin" / "python", "-m", "pip", "install"]
-        subprocess.run([*pip, "-r", HERE / "requirements.txt"], check=True)
+        pip = [str(venv / "bin" / "python"), "-m", "pip", "install"]
+        subprocess.run([*pip, "-r", str(HERE / "requirements.txt")], check=True)
     return command
 
 
@@ -122,8 +122,8 @@ def free_port() -> int:
 @contextmanager
 def server(model: str, port: int, log: Path, *options: str) -> Iterator[None]:
     """`vllm serve` of this Python, until it answers, and stopped afterwards."""
-    command = [Path(sys.executable).parent / "vllm", "serve", model, "--served-model-name", NAME]
-    command += ["--host", "127.0.0.1", "--port", str(port), *options]
+    command = [str(Path(sys.executable).parent / "vllm"), "serve", model, *options]
+    command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "4096", "--limit-mm-per-prompt", '{"image": 1}']
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
@@ -149,10 +149,10 @@ def wait_until_healthy(process: subprocess.Popen, port: int, log: Path) -> None:
 def run_aisbench(ais_bench: Path, task: str, configs: Path, folder: Path) -> Path:
     """Run it; returns the folder of its results."""
     model, mode = TASKS[task]
-    command = [ais_bench, "--config-dir", configs, "--models", model, "--mode", mode]
-    command += ["--datasets", "textvqa_gen_base64", "--debug", "-w", folder]
+    command = [str(ais_bench), "--config-dir", str(configs), "--models", model, "--mode", mode]
+    command += ["--datasets", "textvqa_gen_base64", "--debug", "-w", str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run(command, check=True, env=environment)
+    subprocess.run(command, check=True, env=environment, cwd=folder.parent)
     return max(path for path in folder.iterdir() if path.is_dir())  # named by the time
 
 
