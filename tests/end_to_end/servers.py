@@ -24,6 +24,13 @@ PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
 NO_SPACES = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 """For --structured-outputs-config: left free, the tiny model writes spaces without end in JSON."""
 
+NUMBER_SCHEMA = {
+    "type": "object",
+    "properties": {"number": {"type": "string", "pattern": "^[0-9]{4}$"}},
+    "required": ["number"],
+    "additionalProperties": False,
+}
+
 START_SECONDS, STOP_SECONDS = 600, 60
 MAX_MODEL_LEN = 1024
 

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from tests.checkpoints import TINY
 from tests.end_to_end.fuzzing import ANYTHING, BOUNDED, PARTS
-from tests.end_to_end.servers import MAX_MODEL_LEN, NO_SPACES, data_uri, running, video_uri
+from tests.end_to_end.servers import (
+    MAX_MODEL_LEN,
+    NO_SPACES,
+    data_uri,
+    running,
+    video_uri,
+)
 from tests.lane import ALL_LANES, ON_CPU
 
 pytestmark = ALL_LANES

@@ -14,20 +14,12 @@ import pytest
 from openai import OpenAI
 
 from tests.end_to_end.bad_media import FIRST, QUESTION
-from tests.end_to_end.servers import PICTURES, VIDEOS, data_uri, video_uri
+from tests.end_to_end.servers import NUMBER_SCHEMA, PICTURES, VIDEOS, data_uri, video_uri
 
 THINKING, NUMBER = "I see the digits 6 0 2 1.", "6021"
 WRITTEN = f"<think>{THINKING}</think><answer>{NUMBER}</answer>"
 BLOCK = 128
 """Tokens that vLLM caches together, on a CPU and on an NPU."""
-
-NUMBER_SCHEMA = {
-    "type": "object",
-    "properties": {"number": {"type": "string", "pattern": "^[0-9]{4}$"}},
-    "required": ["number"],
-    "additionalProperties": False,
-}
-"""The tiny model reads wrongly where it may not think first; see test_mindie_server.py for that."""
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +122,10 @@ def has_the_form(content: str) -> bool:
 
 
 def test_a_json_schema(client: OpenAI) -> None:
-    """Guards structured output with a picture."""
+    """Guards structured output with a picture.
+
+    The tiny model reads wrongly where it may not think first; see test_mindie_server.py for that.
+    """
     form = {"type": "json_schema", "json_schema": {"name": "number", "schema": NUMBER_SCHEMA}}
     answer = ask(client, QUESTION, {"url": picture()}, response_format=form)
     assert has_the_form(answer.choices[0].message.content)
