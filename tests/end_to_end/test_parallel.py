@@ -13,18 +13,21 @@ import torch
 from tests.end_to_end.cases import CASES
 from tests.engines import Oracle, ask, check, engine
 from tests.lane import ALL_LANES, ON_CPU
+from vllm_glm41v_npu.decoding.settings import speculative_config
 
 pytestmark = [*ALL_LANES, pytest.mark.ranks]
 
 NAMES = ("text", "one-picture", "three-pictures", "long-with-pictures", "two-videos")
 
 TP = {"tensor_parallel_size": 2}
+MEMORY = {"speculative_config": speculative_config("memory")}
 PP = {"pipeline_parallel_size": 2}
 ENCODER_DP = TP | {"mm_encoder_tp_mode": "data"}
 
 CPU_RUNS = [
     pytest.param("tiny", TP, id="tensor"),
     pytest.param("wide-heads", TP, id="tensor-one-kv-head"),
+    pytest.param("tiny", TP | MEMORY, id="tensor-parallel-decoding"),
     pytest.param("tiny", PP, id="pipeline"),
     # Three vision heads cannot be split in two; whole pictures can.
     pytest.param("many-kv", ENCODER_DP, id="encoder-data"),
