@@ -17,7 +17,6 @@ from tests.checkpoints import TINY
 from tests.end_to_end.fuzzing import ANYTHING, BOUNDED, PARTS
 from tests.end_to_end.servers import (
     MAX_MODEL_LEN,
-    NO_SPACES,
     data_uri,
     running,
     video_uri,
@@ -41,7 +40,6 @@ def server(
     options += ["--middleware", "vllm_glm41v_npu.serving.mindie.MindIERoutes"]
     options += ["--limit-mm-per-prompt", '{"image": 20, "video": 1}', "--api-key", "key"]
     options += ["--allowed-local-media-path", str(ASSETS)]
-    options += ["--structured-outputs-config", NO_SPACES]
     log = tmp_path_factory.mktemp("mindie") / "log"
     with running(checkpoint("tiny"), log, *options) as client:
         client.headers["Authorization"] = "Bearer key"

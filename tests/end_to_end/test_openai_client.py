@@ -122,10 +122,7 @@ def has_the_form(content: str) -> bool:
 
 
 def test_a_json_schema(client: OpenAI) -> None:
-    """Guards structured output with a picture.
-
-    The tiny model reads wrongly where it may not think first; see test_mindie_server.py for that.
-    """
+    """Guards structured output with a picture: its form, as the tiny model has to think to read."""
     form = {"type": "json_schema", "json_schema": {"name": "number", "schema": NUMBER_SCHEMA}}
     answer = ask(client, QUESTION, {"url": picture()}, response_format=form)
     assert has_the_form(answer.choices[0].message.content)
