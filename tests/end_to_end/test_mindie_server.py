@@ -207,14 +207,6 @@ def test_reasoning_with_a_grammar(server: httpx.Client) -> None:
     message = bound["choices"][0]["message"]
     assert message["reasoning"] == THINKING
     assert message["content"] in ("yes", "no")
-    schema = {
-        "type": "object",
-        "properties": {"number": {"type": "string"}},
-        "required": ["number"],
-    }
-    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
-    message = chat(server, response_format=form).json()["choices"][0]["message"]
-    assert (message["reasoning"], json.loads(message["content"])) == (THINKING, {"number": NUMBER})
     options = {"structured_outputs": {"choice": ["yes", "no"]}, "include_reasoning": False}
     message = chat(server, **options).json()["choices"][0]["message"]
     assert message["reasoning"] is None
