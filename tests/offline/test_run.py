@@ -94,7 +94,7 @@ def test_long_prompts(llm: LLM) -> None:
 
 COMMAND = [str(Path(sys.executable).parent / "glm41v"), "run", "--model", str(TINY), "--prompt"]
 COMMAND += [QUESTION, "--engine", '{"enforce_eager": true}', "--max-input-length", "500"]
-COMMAND += ["--max-output-length", "64", "--max-batch-size", "2", "--parallel-decoding", "memory"]
+COMMAND += ["--max-output-length", "64", "--max-batch-size", "2"]
 
 
 def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
@@ -125,7 +125,6 @@ def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
     for answer in answers:
         assert final_answer(answer["answer"]) == NUMBERS[Path(answer["id"]).name.split("-", 1)[1]]
     assert "are answered already" in second.stderr and "time to first token" in second.stderr
-    assert "tokens guessed right" in second.stderr
     assert len(table.read_text().splitlines()) == 1 + 60 - len(before)
 
 
