@@ -60,9 +60,9 @@ lint: env  ## ruff and mypy
 	$(VENV)/ruff format --check $(SOURCES)
 	$(VENV)/mypy $(SOURCES)
 
-# Tests of the lane $(2) in the environment $(1): those that share an engine in one process; then,
-# alone, those whose own processes fill all cores.
-run_tests = $(1)/python -m pytest -m "$(2) and not ranks" -n $(JOBS) --dist loadgroup || status=$$?; \
+# Tests of the lane $(2) in the environment $(1): those of a file in one process, for they share
+# engines; then, alone, those whose own processes fill all cores.
+run_tests = $(1)/python -m pytest -m "$(2) and not ranks" -n $(JOBS) --dist loadfile || status=$$?; \
 	$(1)/python -m pytest -m "$(2) and ranks" || status=$$?
 
 test: lint  ## lint, then every test that needs no NPU

@@ -28,14 +28,11 @@ if shutil.which(os.environ.get("CXX", "g++")) is None:
 os.environ.pop("VLLM_PLUGINS", None)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """A test that names no lane runs on the CPU; those that share engines run in one process."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that names no lane runs on the CPU."""
     for item in items:
         if not any(item.get_closest_marker(lane) for lane in ("cpu", "ascend", "npu")):
             item.add_marker(pytest.mark.cpu)
-        shares_server = "shared_server" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("server" if shares_server else item.path.name))
 
 
 @pytest.fixture(scope="session")
