@@ -28,7 +28,7 @@ def free(device: int = 0) -> int:
     return torch.npu.mem_get_info(device)[0]
 
 
-@pytest.mark.parametrize("size", [10, 100, 1000])
+@pytest.mark.parametrize("size", [30, 100, 1000])  # more than a rest of a segment of the cache
 def test_what_is_allocated_is_taken_and_given_back(size: int) -> None:
     before = free()
     x = torch.empty(size * MIB, dtype=torch.int8, device="npu")
