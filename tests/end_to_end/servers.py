@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from vllm.utils.network_utils import get_open_port
 
 from tests.checkpoints import TINY
 from tests.lane import ON_CPU
+from vllm_glm41v_npu.media_files import data_url
 
 PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
 NO_SPACES = '{"backend": "xgrammar", "disable_any_whitespace": true}'
@@ -122,12 +122,12 @@ def _runs(process: psutil.Process) -> bool:
 
 def data_uri(data: bytes, kind: str = "png") -> str:
     """A picture in a URL."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return data_url(data, f"image/{kind}")
 
 
 def video_uri(data: bytes, kind: str = "mp4") -> str:
     """A video in a URL."""
-    return f"data:video/{kind};base64,{base64.b64encode(data).decode()}"
+    return data_url(data, f"video/{kind}")
 
 
 def part(url: str) -> dict[str, Any]:

@@ -8,13 +8,14 @@ metadata are no words of the model's answer: its thinking has a title, our notes
 
 from __future__ import annotations
 
-import base64
 import mimetypes
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from vllm_glm41v_npu.media_files import data_url
 
 NOTE, ERROR = "note", "error"
 """Metadata ids: what the page remarks about an answer, and why there is none."""
@@ -63,7 +64,7 @@ def _user(files: Iterable[str], text: str) -> Message:
 def _part(path: str) -> dict[str, Any]:
     kind = _kind(path)
     name = f"{kind.partition('/')[0]}_url"
-    url = f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    url = data_url(Path(path).read_bytes(), kind)
     return {"type": name, name: {"url": url}}
 
 
