@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from tests.checkpoints import TINY
 from vllm_glm41v_npu import dtype, plugin
+from vllm_glm41v_npu.checks import check_settings
 from vllm_glm41v_npu.platform import ATLAS_310P, CPU, Backend
 
 AVX2 = replace(CPU, auto_dtype="float32")
@@ -32,7 +33,8 @@ def choose_dtype(monkeypatch):
     monkeypatch.setitem(MODELS_CONFIG_MAP, plugin.ARCHITECTURE, None)
 
     def choose(backend: Backend):
-        dtype.choose_dtype.__wrapped__(backend, plugin.MODEL_TYPE, plugin.ARCHITECTURE)
+        dtype.choose_dtype.__wrapped__(backend, plugin.MODEL_TYPE)
+        check_settings(backend, plugin.ARCHITECTURE)
 
         def resolve(name: str, model_type="glm4v", **keys) -> torch.dtype:
             config = PretrainedConfig(dtype=torch.bfloat16, **keys)
@@ -88,7 +90,7 @@ def test_vllm_that_decides_elsewhere_is_said(choose_dtype, monkeypatch, caplog):
 
     monkeypatch.delattr(model_config, "_get_and_verify_dtype")
     monkeypatch.setattr(dtype.logger, "parent", logging.getLogger())
-    dtype.choose_dtype.__wrapped__(AVX2, plugin.MODEL_TYPE, plugin.ARCHITECTURE)
+    dtype.choose_dtype.__wrapped__(AVX2, plugin.MODEL_TYPE)
     assert "name --dtype float32" in caplog.text
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--dtype auto` means for GLM-4.1V on each backend, and which dtypes are refused there."""
+"""What `--dtype auto` means for GLM-4.1V on each backend."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ logger = logging.getLogger(f"vllm.{__name__}")
 
 
 @functools.cache
-def choose_dtype(backend: Backend, model_type: str, architecture: str) -> None:
-    """Make `--dtype auto` the backend's dtype for this model, and refuse what it computes wrongly.
+def choose_dtype(backend: Backend, model_type: str) -> None:
+    """Make `--dtype auto` the backend's dtype for this model.
 
     A quantized checkpoint keeps vLLM's choice, since most quantization methods have no float32;
     but where the backend computes in one dtype alone, "auto" is that one for every checkpoint.
     """
-    _refuse_other_dtypes(backend, architecture)
     if backend.auto_dtype is None:
         return
 
@@ -60,19 +59,3 @@ def _is_quantized(config: Any) -> bool:
     keys = ("quantization_config", "compression_config")
     found = (getattr(part, key, None) for part in parts for key in keys)
     return any(settings.get("quant_method") for settings in found if settings is not None)
-
-
-def _refuse_other_dtypes(backend: Backend, architecture: str) -> None:
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-
-    class DtypeCheck(VerifyAndUpdateConfig):
-        @staticmethod
-        def verify_and_update_model_config(model_config) -> None:
-            dtype = str(model_config.dtype).removeprefix("torch.")
-            if dtype not in backend.dtypes:
-                raise ValueError(
-                    f"--dtype {dtype} computes wrong results on {backend.name}; "
-                    f"leave --dtype out, or give one of: {', '.join(backend.dtypes)}."
-                )
-
-    MODELS_CONFIG_MAP[architecture] = DtypeCheck

@@ -61,6 +61,7 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.reasoning import ReasoningParserManager
 
+    from vllm_glm41v_npu.checks import check_settings
     from vllm_glm41v_npu.config import register_config
     from vllm_glm41v_npu.dtype import choose_dtype
     from vllm_glm41v_npu.mends import end_engine_with_its_server, mend_cpu
@@ -76,7 +77,8 @@ def register() -> None:
     register_config()
     ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
     ReasoningParserManager.register_lazy_module(*REASONING_PARSER)
-    choose_dtype(backend, MODEL_TYPE, ARCHITECTURE)
+    choose_dtype(backend, MODEL_TYPE)
+    check_settings(backend, ARCHITECTURE)
     register_quantisation(backend, ARCHITECTURE, _expected_tensors)
     auto = backend.auto_dtype or "the checkpoint's"
     _say_once(

@@ -60,16 +60,14 @@ def test_dtype_is_what_vllm_makes_of_auto(monkeypatch, backend):
     import torch
     from transformers import PretrainedConfig
     from vllm.config import model as model_config
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     from vllm_glm41v_npu.dtype import choose_dtype
-    from vllm_glm41v_npu.plugin import ARCHITECTURE, MODEL_TYPE
+    from vllm_glm41v_npu.plugin import MODEL_TYPE
 
     verify = model_config._get_and_verify_dtype
     verify = getattr(verify, "__wrapped__", verify)
     monkeypatch.setattr(model_config, "_get_and_verify_dtype", verify)
-    monkeypatch.setitem(MODELS_CONFIG_MAP, ARCHITECTURE, None)
-    choose_dtype.__wrapped__(backend, MODEL_TYPE, ARCHITECTURE)
+    choose_dtype.__wrapped__(backend, MODEL_TYPE)
     for name in ("float32", "bfloat16", "float16"):
         keys: dict[str, Any]
         for keys in ({}, {"quantization_config": {"quant_method": "awq"}}):

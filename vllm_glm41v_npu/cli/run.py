@@ -26,6 +26,7 @@ from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.media_files import is_video
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary, write_mindie_csv
 from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
+from vllm_glm41v_npu.options import MICRO_BATCH
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -76,6 +77,9 @@ def run(
     decoding_length: DecodingLength = None,
     dynamic_decoding: DynamicDecoding = None,
     speculative_config: SpeculativeConfig = None,
+    micro_batch: Annotated[
+        bool, typer.Option(help="Cut large prefills in two, on several devices.")
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="Further arguments of vLLM's LLM, as a JSON object.")
     ] = "{}",
@@ -124,6 +128,12 @@ def run(
             "disable_log_stats": False,  # it is what knows the times
         }
         | arguments
+        | {
+            "additional_config": {
+                MICRO_BATCH: micro_batch,
+                **arguments.get("additional_config", {}),
+            }
+        }
     )
     sampling = {
         "temperature": temperature,

@@ -55,6 +55,10 @@ def serve(
     decoding_length: DecodingLength = None,
     dynamic_decoding: DynamicDecoding = None,
     speculative_config: SpeculativeConfig = None,
+    micro_batch: Annotated[
+        bool | None,
+        typer.Option(help="On 2 NPUs, compute one half of a large prefill as the other sums up."),
+    ] = None,
     reasoning: Annotated[
         bool, typer.Option(help="Take answers apart into reasoning and content.")
     ] = True,
@@ -83,6 +87,7 @@ def serve(
         "kv_memory_gb": kv_memory_gb,
         "truncation": truncation,
         "trust_remote_code": trust_remote_code,
+        "micro_batch": micro_batch,
         "mindie_routes": config is not None if mindie_routes is None else mindie_routes,
         "reasoning": reasoning,
         "extra": tuple(words),

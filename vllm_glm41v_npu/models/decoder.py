@@ -20,40 +20,19 @@ from vllm.model_executor.layers.linear import (
     QKVParallelLinear,
     RowParallelLinear,
 )
-from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.quantization import QuantizationConfig
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    UnquantizedEmbeddingMethod,
-    VocabParallelEmbedding,
-)
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.utils import (
     PPMissingLayer,
     make_empty_intermediate_tensors_factory,
     make_layers,
-    maybe_prefix,
 )
 from vllm.sequence import IntermediateTensors
 
+from .embedding import look_up_only
 from .lora import deinterleave_adapters
 from .overflow import summands
 from .rope import rotary_dim, text_rotary_embedding
-
-
-class EmbeddingLookup(UnquantizedEmbeddingMethod):
-    """Of a table that is never multiplied with: vLLM's method packs a second copy of it for that.
-
-    At the true size that copy is 1.2 GB, on CPUs and on Atlas 300I DUO.
-    """
-
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Leave the table as it is."""
-
-
-def look_up_only(embedding: VocabParallelEmbedding) -> None:
-    """Say that `embedding` is no output projection; a quantised one keeps its own method."""
-    if isinstance(embedding.quant_method, UnquantizedEmbeddingMethod):
-        embedding.quant_method = EmbeddingLookup()
 
 
 class DecoderAttention(nn.Module):
@@ -112,10 +91,16 @@ class DecoderAttention(nn.Module):
     ) -> torch.Tensor:
         """[tokens, hidden_size] to the same shape."""
         qkv, _ = self.qkv_proj(x)
+        out, _ = self.o_proj(self.attend(qkv, rotary_emb, rope_step))
+        return out
+
+    def attend(
+        self, qkv: torch.Tensor, rotary_emb: nn.Module, rope_step: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """[tokens, q_size + 2 * kv_size] to [tokens, q_size]."""
         q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         q, k = rotary_emb(rope_step, q, k)
-        out, _ = self.o_proj(self.attn(q, k, v))
-        return out
+        return self.attn(q, k, v)
 
 
 class DecoderMLP(nn.Module):
@@ -184,15 +169,26 @@ class DecoderLayer(nn.Module):
         rope_step: tuple[torch.Tensor, ...],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x and residual [tokens, hidden_size]: what was computed last, and the sum before it."""
-        if residual is None:
-            x, residual = self.input_layernorm(x), x
-        else:
-            x, residual = self.input_layernorm(*summands(x, residual, self.saturates))
+        x, residual = self.add_input(x, residual)
         x = self.self_attn(x, rotary_emb, rope_step)
-        x = self.post_self_attn_layernorm(x)
-        x, residual = self.post_attention_layernorm(*summands(x, residual, self.saturates))
+        x, residual = self.add_attention(x, residual)
         x = self.post_mlp_layernorm(self.mlp(x))
         return x, residual
+
+    def add_input(
+        self, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What attention takes, and the sum so far."""
+        if residual is None:
+            return self.input_layernorm(x), x
+        return self.input_layernorm(*summands(x, residual, self.saturates))
+
+    def add_attention(
+        self, x: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the MLP takes, and the sum so far, with what attention gave."""
+        x = self.post_self_attn_layernorm(x)
+        return self.post_attention_layernorm(*summands(x, residual, self.saturates))
 
 
 @support_torch_compile(
@@ -252,64 +248,31 @@ class Decoder(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor | IntermediateTensors:
         """Hidden states [tokens, hidden_size] of the last stage, or what the next stage needs."""
-        residual: torch.Tensor | None = None
-        if not get_pp_group().is_first_rank:
-            assert intermediate_tensors is not None
-            x = intermediate_tensors["hidden_states"]
-            residual = intermediate_tensors["residual"]
-        elif inputs_embeds is not None:
-            x = inputs_embeds
-        else:
-            assert input_ids is not None
-            x = self.embed_input_ids(input_ids)
+        x, residual = self.start(input_ids, intermediate_tensors, inputs_embeds)
         rope_step = self.rotary_emb.step(positions)
         for layer in self.stage_layers:
             x, residual = layer(x, residual, self.rotary_emb, rope_step)
-        if not get_pp_group().is_last_rank:
-            return IntermediateTensors({"hidden_states": x, "residual": residual})
-        x, _ = self.norm(*summands(x, residual, layer.saturates))
-        return x
+        return self.end(x, residual)
 
-
-class LanguageModel(nn.Module):
-    """The decoder and its output projection. Its `hf_config` is the text config."""
-
-    packed_modules_mapping = {
-        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
-        "gate_up_proj": ["gate_up_proj"],
-    }
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__()
-        config = vllm_config.model_config.hf_config
-        self.model = Decoder(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
-        self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
-        self.lm_head: nn.Module = PPMissingLayer()
-        if get_pp_group().is_last_rank:
-            self.lm_head = (
-                self.model.embed_tokens
-                if config.tie_word_embeddings
-                else ParallelLMHead(
-                    config.vocab_size,
-                    config.hidden_size,
-                    quant_config=vllm_config.quant_config,
-                    prefix=maybe_prefix(prefix, "lm_head"),
-                )
-            )
-        self.logits_processor = LogitsProcessor(config.vocab_size)
-
-    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.model.embed_input_ids(input_ids)
-
-    def forward(
+    def start(
         self,
         input_ids: torch.Tensor | None,
-        positions: torch.Tensor,
-        intermediate_tensors: IntermediateTensors | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor | IntermediateTensors:
-        return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
+        intermediate_tensors: IntermediateTensors | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x and residual of this stage's first layer."""
+        if not get_pp_group().is_first_rank:
+            assert intermediate_tensors is not None
+            return intermediate_tensors["hidden_states"], intermediate_tensors["residual"]
+        if inputs_embeds is not None:
+            return inputs_embeds, None
+        assert input_ids is not None
+        return self.embed_input_ids(input_ids), None
 
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """[tokens, hidden_size] to [tokens, vocab_size] on the rank that samples, else None."""
-        return self.logits_processor(self.lm_head, hidden_states)
+    def end(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | IntermediateTensors:
+        """What forward returns, of the x and residual that the last layer gave."""
+        if not get_pp_group().is_last_rank:
+            return IntermediateTensors({"hidden_states": x, "residual": residual})
+        saturates = self.layers[self.end_layer - 1].saturates
+        x, _ = self.norm(*summands(x, residual, saturates))
+        return x

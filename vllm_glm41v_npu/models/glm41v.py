@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, get_args
 
@@ -32,8 +32,9 @@ from ..processing.info import Glm41vDummyInputsBuilder, Glm41vProcessingInfo
 from ..processing.multimodal import Glm41vMultiModalProcessor
 from ..processing.prompt import TEXT
 from ..processing.settings import ImageSettings
-from .decoder import LanguageModel
 from .encoder_graph import EncoderGraph
+from .language_model import LanguageModel
+from .micro_batch import MicroBatch
 from .norm_bias import add_norm_biases
 from .overflow import LARGEST_START, GuardAfterLoading, guard_residual
 from .vision import VisionTransformer
@@ -87,6 +88,7 @@ class Glm41vForConditionalGeneration(
                 model_class=LanguageModel,
                 prefix=maybe_prefix(prefix, "language_model"),
             )
+        self.micro_batch = MicroBatch.of(self.language_model.model, vllm_config)
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
         if load_format == "sharded_state":
             add_norm_biases(self, getattr(vllm_config.quant_config, "quant_description", ()))
@@ -206,7 +208,10 @@ class Glm41vForConditionalGeneration(
         **kwargs: object,
     ) -> torch.Tensor | IntermediateTensors:
         """Hidden states [tokens, hidden_size]; `positions` is int64 [3, tokens]."""
-        return self.language_model.model(
+        decoder: Callable[..., torch.Tensor | IntermediateTensors] = self.language_model.model
+        if self.micro_batch is not None and self.micro_batch.takes(positions.shape[-1]):
+            decoder = self.micro_batch
+        return decoder(
             input_ids=input_ids,
             positions=positions,
             intermediate_tensors=intermediate_tensors,

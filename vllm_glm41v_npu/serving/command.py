@@ -8,6 +8,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_glm41v_npu.options import MICRO_BATCH
+
 from .mindie_request import MAX_ITER_TIMES_VARIABLE
 
 ROUTES = "vllm_glm41v_npu.serving.mindie.MindIERoutes"
@@ -27,6 +29,7 @@ class Settings:
     max_batch_size: the most requests that compute together.
     kv_memory_gb: memory for the KV cache of each device, in GiB.
     speculative_config: vLLM's, for parallel decoding.
+    micro_batch: cut large prefills in two on several devices.
     reasoning: take answers apart into reasoning and content.
     mindie_routes: answer /generate and /generate_stream.
     extra: options of `vllm serve`, as they are.
@@ -49,6 +52,7 @@ class Settings:
     trust_remote_code: bool = False
     reasoning: bool = True
     speculative_config: dict[str, Any] | None = None
+    micro_batch: bool = False
     mindie_routes: bool = False
     extra: tuple[str, ...] = ()
 
@@ -67,6 +71,11 @@ class Settings:
             raise SettingsError(
                 f"The world size is {world}; GLM-4.1V has two KV heads, so it takes "
                 f"{_listed(WORLD_SIZES)}."
+            )
+        if self.micro_batch and any(word.startswith("--additional-config") for word in self.extra):
+            raise SettingsError(
+                "Micro batch is on beside --additional-config, which vLLM takes once; put "
+                f'"{MICRO_BATCH}": true into that one, and leave out --micro-batch.'
             )
         if self.truncation:
             raise SettingsError(
@@ -108,6 +117,7 @@ class Settings:
             "--block-size": self.block_size,
             "--kv-cache-memory-bytes": f"{memory}G" if memory else None,
             "--speculative-config": json.dumps(guesses) if guesses else None,
+            "--additional-config": json.dumps({MICRO_BATCH: True}) if self.micro_batch else None,
             "--reasoning-parser": REASONING_PARSER if self.reasoning else None,
             "--middleware": ROUTES if self.mindie_routes else None,
         }

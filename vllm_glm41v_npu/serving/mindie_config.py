@@ -53,6 +53,7 @@ CHECKED = {
     f"{SERVER}.httpsEnabled": "has to be false; for HTTPS give vLLM --ssl-certfile, --ssl-keyfile",
     f"{BACKEND}.npuDeviceIds": "ASCEND_RT_VISIBLE_DEVICES",
     f"{MODEL}.plugin_params": "memory_decoding is --speculative-config, other plugins are nothing",
+    f"{MODEL}.models": "stream_options.micro_batch is --additional-config, the rest means nothing",
     f"{MODEL}.speculationGamma": "has to be decoding_length or more, and means nothing else",
     f"{BACKEND}.modelInstanceNumber": "has to be 1: one server serves one",
     f"{BACKEND}.multiNodesInferEnabled": "has to be false: a model of this size needs one machine",
@@ -89,7 +90,6 @@ WITHOUT_MEANING = {
     f"{MODEL}.backendType": "the network is vLLM's",
     f"{MODEL}.async_scheduler_wait_time": "vLLM's scheduler does not wait",
     f"{MODEL}.kv_": "prefill and decode are not split over servers",
-    f"{MODEL}.models": "of MindIE's networks",
     f"{SCHEDULE}.template": "vLLM mixes prefill and decode in a step",
     f"{SCHEDULE}.maxPrefillBatchSize": "vLLM limits the tokens of a step alone",
     f"{SCHEDULE}.prefill": OTHER_RULES,
@@ -122,6 +122,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     fields["speculative_config"] = _speculative_config(
         keys.get(f"{MODEL}.plugin_params"), keys.get(f"{MODEL}.speculationGamma")
     )
+    if _micro_batch(keys.get(f"{MODEL}.models")):
+        fields["micro_batch"] = True
     return fields, [f"{name} = {json.dumps(keys[name])}: {_meaning(name)}" for name in keys]
 
 
@@ -218,6 +220,14 @@ def _speculative_config(plugin: Any, gamma: Any) -> dict[str, Any] | None:
             "give as much or more."
         )
     return speculative_config("memory", length, dynamic)
+
+
+def _micro_batch(models: Any) -> bool:
+    """Whether the settings of a network of MindIE's ask for it."""
+    networks = models.values() if isinstance(models, dict) else ()
+    streams = [network.get("stream_options") for network in networks if isinstance(network, dict)]
+    asked = [options.get("micro_batch", False) for options in streams if isinstance(options, dict)]
+    return any([_typed(f"micro_batch in {MODEL}.models", value, bool) for value in asked])
 
 
 def _meaning(name: str) -> str:
