@@ -25,3 +25,11 @@ EXACT = DTYPE == "float32"
 
 OTHER_DTYPES = () if ON_CPU else tuple(dtype for dtype in BACKEND.dtypes if dtype != DTYPE)
 """Of the end-to-end runs in another dtype."""
+
+
+def need_two_devices() -> None:
+    """Skip the test where there is one NPU; a CPU's cores are devices enough."""
+    import torch
+
+    if not ON_CPU and torch.npu.device_count() < 2:
+        pytest.skip("this machine has one NPU")

@@ -13,7 +13,7 @@ from vllm import LLM, SamplingParams
 
 from tests.end_to_end.cases import CASES
 from tests.engines import TOP, engine
-from tests.lane import ALL_LANES, ON_CPU
+from tests.lane import ALL_LANES, ON_CPU, need_two_devices
 
 pytestmark = [*ALL_LANES, pytest.mark.ranks]
 
@@ -47,8 +47,7 @@ def answers(llm: LLM, prompts: list[Any]) -> list[tuple[Any, ...]]:
 def test_nothing_changes(checkpoint: Callable[[str], Path], monkeypatch) -> None:
     """Guards uneven halves, several requests and pictures in a step, and decoding beside them."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    if not ON_CPU and torch.npu.device_count() < 2:
-        pytest.skip("this machine has one NPU")
+    need_two_devices()
     generator = torch.Generator().manual_seed(0)
     prompts: list[Any] = [
         {"prompt_token_ids": torch.randint(200, (length,), generator=generator).tolist()}

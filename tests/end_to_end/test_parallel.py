@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.end_to_end.cases import CASES
 from tests.engines import Oracle, ask, check, engine
-from tests.lane import ALL_LANES, ON_CPU
+from tests.lane import ALL_LANES, ON_CPU, need_two_devices
 from vllm_glm41v_npu.decoding.settings import speculative_config
 
 pytestmark = [*ALL_LANES, pytest.mark.ranks]
@@ -33,7 +32,6 @@ CPU_RUNS = [
     pytest.param("many-kv", ENCODER_DP, id="encoder-data"),
 ]
 ASCEND_RUNS = [
-    pytest.param("tiny", TP, id="tensor"),
     pytest.param("chip-heads", TP | {"enforce_eager": False}, id="tensor-graphs"),
     # One vision head cannot be split in two; whole pictures can.
     pytest.param("chip-deep", ENCODER_DP, id="encoder-data-one-kv-head"),
@@ -46,8 +44,7 @@ def test_two_processes_equal_transformers(
 ) -> None:
     """Guards the sharded loading, the split of heads and pictures, and the stages' hand-over."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    if not ON_CPU and torch.npu.device_count() < 2:
-        pytest.skip("this machine has one NPU")
+    need_two_devices()
     path = checkpoint(model)
     oracle = Oracle(path)
     with engine(path, **options) as llm:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 from vllm import LLM, RequestOutput
 
 from tests.end_to_end.cases import CASES
 from tests.end_to_end.conftest import read, wait_for_reports
 from tests.end_to_end.test_modes import MODES
 from tests.engines import ask, check_within_rounding, engine
-from tests.lane import ALL_LANES, DTYPE, EMULATED, ON_CPU
+from tests.lane import ALL_LANES, DTYPE, EMULATED, ON_CPU, need_two_devices
 from tests.quant.making import QuantisedOracle, add_norm_biases, write_quantised
 from vllm_glm41v_npu.quant.quantiser import TYPES
 
@@ -85,8 +84,7 @@ def test_two_ranks_equal_the_formulas(
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     if ON_CPU:
         monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    elif torch.npu.device_count() < 2:
-        pytest.skip("this machine has one NPU")
+    need_two_devices()
     folder = quantised(kind)
     oracle = QuantisedOracle(folder, ranks=2)
     with engine(folder, tensor_parallel_size=2) as llm:
