@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Every target builds the environment it needs first, if its lock files changed: .venv for the CPU,
-# .venv-ascend for vllm-ascend on an emulated NPU, .venv-page for the chat page. `make test-npu` alone uses a Python that is there.
+# .venv-ascend for vllm-ascend on an emulated NPU, .venv-page for the chat page, .venv-docs for the
+# documentation and the release. `make test-npu` alone uses a Python that is there.
 
 # The first Python that runs and that the lock files have wheels for; override with PYTHON=...
 find_python = for p in python3.11 python3.12 python3; do \
@@ -15,6 +16,7 @@ endif
 VENV := .venv/bin
 VENV_ASCEND := .venv-ascend/bin
 VENV_PAGE := .venv-page/bin
+VENV_DOCS := .venv-docs/bin
 CHIPS ?= A2 310P
 # Test processes side by side: each computes on one core, and takes up to 5 GiB.
 JOBS ?= 2
@@ -33,7 +35,8 @@ export TORCH_COMPILE_DISABLE := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-ascend env-page demo test test-page test-ascend test-npu lint format clean
+.PHONY: help env env-ascend env-page env-docs demo docs dist check-dist test test-page test-ascend \
+	test-npu lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +52,13 @@ env-ascend:  ## build .venv-ascend likewise, with an emulated NPU
 
 env-page:  ## build .venv-page likewise, with gradio and without vLLM
 	@$(build_env) page
+
+env-docs:  ## build .venv-docs likewise, with mkdocs and build
+	@$(build_env) docs
+
+docs: env-docs  ## the documentation in two languages, into site/; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/python -m mkdocs build --strict --clean --quiet
+	@echo "site/index.html"
 
 # One process and one thread are quickest for the tiny model.
 demo: env  ## ask the tiny model about a few pictures
@@ -86,7 +96,7 @@ format: env  ## let ruff rewrite what it can
 	$(VENV)/ruff format $(SOURCES)
 
 clean:  ## remove the environments and all caches
-	rm -rf .venv .venv-ascend .venv-page .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ascend .venv-page .venv-docs site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	for project in . npu_emulator requirements/vllm-name; do \
 		rm -rf $$project/build $$project/*.egg-info; done
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

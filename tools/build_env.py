@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build an environment from the lock files; does nothing when it is up to date.
 
-    python tools/build_env.py [cpu|ascend|page]
+    python tools/build_env.py [cpu|ascend|page|docs]
 
 `cpu` (the default) is .venv. `ascend` is .venv-ascend: vllm-ascend and the NPU that npu_emulator
-makes for it. `page` is .venv-page: the chat page and a way into a browser, without vLLM. Run by
-`make` before every target that needs one, with Python 3.11 or 3.12. It may be interrupted at any
-time and run again: the stamp that says "done" is written last, and pip skips what is already
-installed. With CI=true (or 1) the wheels are kept under ~/.cache, so that a fresh clone on the same
-machine does not download them again.
+makes for it. `page` is .venv-page: the chat page and a way into a browser, without vLLM. `docs` is
+.venv-docs: what builds the documentation and the release. Run by `make` before every target that
+needs one, with Python 3.11 or 3.12. It may be interrupted at any time and run again: the stamp that
+says "done" is written last, and pip skips what is already installed. With CI=true (or 1) the wheels
+are kept under ~/.cache, so that a fresh clone on the same machine does not download them again.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ ENVIRONMENTS = {
         ),
     ),
     "page": Environment(ROOT / ".venv-page", (LOCKS / "page.lock",), (ROOT,)),
+    "docs": Environment(ROOT / ".venv-docs", (LOCKS / "docs.lock",), (ROOT,)),
 }
 
 
