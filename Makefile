@@ -57,7 +57,7 @@ env-docs:  ## build .venv-docs likewise, with mkdocs and build
 	@$(build_env) docs
 
 docs: env-docs  ## the documentation in two languages, into site/; a dead link fails
-	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/python -m mkdocs build --strict --clean --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/python -m mkdocs build --strict --clean
 	@echo "site/index.html"
 
 # One process and one thread are quickest for the tiny model.
