@@ -60,6 +60,13 @@ docs: env-docs  ## the documentation in two languages, into site/; a dead link f
 	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/python -m mkdocs build --strict --clean
 	@echo "site/index.html"
 
+dist: env-docs  ## wheel and sdist, into dist/
+	rm -rf dist
+	$(VENV_DOCS)/python -m build --no-isolation --outdir dist .
+
+check-dist: dist env  ## look at them, and serve with the wheel in an empty environment
+	$(VENV)/python tools/check_dist.py
+
 # One process and one thread are quickest for the tiny model.
 demo: env  ## ask the tiny model about a few pictures
 	@VLLM_LOGGING_LEVEL=ERROR VLLM_ENABLE_V1_MULTIPROCESSING=0 OMP_NUM_THREADS=1 \
