@@ -26,7 +26,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from packaging.metadata import Metadata
+from packaging.metadata import ExceptionGroup, Metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a file
@@ -70,7 +70,11 @@ def check_wheel(path: Path) -> None:
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
         metadata = wheel.read(f"{STEM}.dist-info/METADATA")
-    Metadata.from_email(metadata, validate=True)  # raises where an index would refuse it
+    try:
+        Metadata.from_email(metadata, validate=True)
+    except ExceptionGroup as group:
+        problems = "; ".join(map(str, group.exceptions))
+        raise DistError(f"An index would refuse {path.name}: {problems}.") from group
     info = {name for name in names if name.startswith(f"{STEM}.dist-info/")}
     check(f"{STEM}.dist-info/licenses/LICENSE" in info, f"{path.name} has no LICENSE.")
     modules = {str(module.relative_to(ROOT)) for module in (ROOT / PACKAGE).rglob("*.py")}
