@@ -56,6 +56,7 @@ env-page:  ## build .venv-page likewise, with gradio and without vLLM
 env-docs:  ## build .venv-docs likewise, with mkdocs and build
 	@$(build_env) docs
 
+# With --quiet mkdocs would not count its warnings. The variable silences a notice about its future.
 docs: env-docs  ## the documentation in two languages, into site/; a dead link fails
 	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/python -m mkdocs build --strict --clean
 	@echo "site/index.html"

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 from packaging.requirements import Requirement
 
+from tests.doc_pages import serve_parser
 from tests.test_packaging import ROOT, pins, tracked
 from vllm_glm41v_npu import plugin
 
@@ -220,19 +221,6 @@ def test_ascend_env(tmp_path):
         assert (result.stdout, result.returncode) == (expected, 0), result.stderr
 
 
-def test_pages_have_the_same_parts():
-    """Guards against a command, a section or a table row that one language lacks."""
-
-    def outline(path: Path) -> list[str]:
-        text = re.sub(r"```.*?```", "```", path.read_text(), flags=re.DOTALL)
-        kinds = (re.match(r"#+ |\||```|- ", line) for line in text.splitlines())
-        return [kind.group() for kind in kinds if kind]
-
-    english, chinese = DOCS
-    assert code_blocks(english) == code_blocks(chinese)
-    assert outline(english) == outline(chinese)
-
-
 def test_pages_link_to_what_exists():
     """Guards against dead links to files and headings."""
     for page in DOCS:
@@ -252,12 +240,9 @@ def test_shell_blocks_are_shell():
             assert result.returncode == 0, result.stderr
 
 
-def test_serve_commands_are_of_this_vllm(monkeypatch):
+def test_serve_commands_are_of_this_vllm():
     """Guards against options of `vllm serve` that this release does not have."""
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = make_arg_parser(FlexibleArgumentParser())
+    parser = serve_parser()
     lines = "\n".join(code_blocks(DOCS[0])).replace("\\\n", " ").splitlines()
     served = [shlex.split(ln, comments=True)[2:] for ln in lines if ln.startswith("vllm serve ")]
     images = (re.search(r"docker run .* glm41v:cpu (.+)", line) for line in lines)

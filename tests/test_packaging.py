@@ -95,6 +95,13 @@ def test_ascend_lock_changes_what_it_must():
     assert ascend["vllm-ascend"] == plugin.TESTED["vllm-ascend"]
 
 
+def test_docs_lock_has_the_versions_of_the_others():
+    """Guards against a documentation that builds beside other versions than are tested here."""
+    others, docs = pins("page.lock") | pins("cpu.lock") | pins("dev.lock"), pins("docs.lock")
+    assert {name for name in docs if docs[name] != others.get(name, docs[name])} == set()
+    assert len(set(docs) & set(others)) > 10
+
+
 def test_one_version_line():
     """Guards against the extras, the lock files and the plugin naming different versions."""
     locked = pins("cpu.lock")
@@ -171,17 +178,6 @@ def test_python_files_are_short_and_licensed():
         lines = path.read_text().splitlines()
         assert len(lines) <= 320, f"{path} has {len(lines)} lines"
         assert lines[:1] in ([], ["# SPDX-License-Identifier: Apache-2.0"]), path
-
-
-def test_readmes_have_the_same_parts():
-    """Guards against a section or a table row that one language lacks."""
-
-    def outline(name: str) -> list[str]:
-        text = re.sub(r"```.*?```", "```", (ROOT / name).read_text(), flags=re.DOTALL)
-        kinds = (re.match(r"#+ |\||```|- ", line) for line in text.splitlines())
-        return [kind.group() for kind in kinds if kind]
-
-    assert outline("README.md") == outline("README.zh.md")
 
 
 def test_readme_names_tests_that_exist():

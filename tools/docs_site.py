@@ -35,6 +35,9 @@ PAGES = {
 
 LANGUAGE_LINK = re.compile(r"^\[(中文|English)\]\([^)]*\)\n+", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
+FETCHED = re.compile(
+    r"""<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)=["']?https?://[^"'>\s]*"""
+)
 INCLUDE = re.compile(r"^<!-- include: ([^\s#]+)(?:#(\S+))? -->$", re.MULTILINE)
 
 
@@ -45,6 +48,13 @@ class DocsError(ValueError):
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """What mkdocs calls for each page, in each language."""
     return page_markdown(markdown, "zh" if page.file.locale == "zh" else "en")
+
+
+def on_post_page(output: str, *, page: Any, **_: Any) -> str:
+    """What mkdocs calls for the HTML of each page; nothing in it may come from another host."""
+    if found := FETCHED.search(output):
+        raise DocsError(f"{page.file.src_uri} would fetch something, by {found[0]!r}.")
+    return output
 
 
 def page_markdown(markdown: str, language: str) -> str:
