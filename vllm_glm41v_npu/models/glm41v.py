@@ -35,6 +35,7 @@ from ..processing.settings import ImageSettings
 from .encoder_graph import EncoderGraph
 from .language_model import LanguageModel
 from .micro_batch import MicroBatch
+from .lora import refuse_unknown_modules
 from .norm_bias import add_norm_biases
 from .overflow import LARGEST_START, GuardAfterLoading, guard_residual
 from .vision import VisionTransformer
@@ -94,6 +95,12 @@ class Glm41vForConditionalGeneration(
             add_norm_biases(self, getattr(vllm_config.quant_config, "quant_description", ()))
         if self.starts_without_weights and model_config.dtype == torch.float16:
             self.language_model.model.quant_method = GuardAfterLoading()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Notices when vLLM hands over its manager of LoRA adapters."""
+        if name == "lora_manager":
+            refuse_unknown_modules(value, self)
+        super().__setattr__(name, value)
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
         """One [tokens, hidden_size] tensor per picture, then one per video, in the order given.
