@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +28,17 @@ SAMPLING = {"temperature": 0.0, "max_tokens": 64}
 ROOT = TINY.parents[1]
 
 
+LENGTH = 65_536
+"""All positions of the model, and of the tiny one."""
+
+
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with engine(TINY, disable_log_stats=False) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VLLM_CPU_KVCACHE_SPACE")  # comes before kv_cache_memory_bytes
+        options = {"max_model_len": LENGTH, "kv_cache_memory_bytes": 512 << 20}
+        with engine(TINY, disable_log_stats=False, **options) as started:
+            yield started
 
 
 def run(llm: LLM, tasks: list, window: int = 4, limit: int = 900, **options: Any) -> dict:
@@ -92,40 +96,32 @@ def test_long_prompts(llm: LLM) -> None:
         run(llm, tasks, limit=limit)
 
 
-COMMAND = [str(Path(sys.executable).parent / "glm41v"), "run", "--model", str(TINY), "--prompt"]
-COMMAND += [QUESTION, "--engine", '{"enforce_eager": true}', "--max-input-length", "500"]
-COMMAND += ["--max-output-length", "64", "--max-batch-size", "2"]
+def test_the_whole_length_and_the_memory_that_was_asked(llm: LLM) -> None:
+    """Guards 65,536 tokens a request, and a KV cache that fills its memory and no more."""
+    config = llm.llm_engine.vllm_config
+    assert config.model_config.max_model_len == LENGTH
+    text, head_size = config.model_config.hf_text_config, config.model_config.get_head_size()
+    # Keys and values in float32.
+    token_bytes = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * head_size
+    block_bytes = token_bytes * config.cache_config.block_size
+    assert config.cache_config.num_gpu_blocks == (512 << 20) // block_bytes
+    (long,) = find_tasks([], ["7" * 9_000])
+    answer = run(llm, [long], limit=LENGTH - 64)[long.id]
+    assert answer.input_tokens > 9_000 and answer.answer
 
 
-def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
-    """Every file is answered once, and right, over both runs."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    names = [name for name in NUMBERS if name.endswith("png")]
-    for number in range(60):
-        name = names[number % len(names)]
-        (folder / f"{number}-{name}").symlink_to(PICTURES / name)
-    output = tmp_path / "answers.jsonl"
-    command = [*COMMAND, str(folder), "--output", str(output), "--quiet"]
-    first = subprocess.Popen(command, cwd=ROOT, env=os.environ, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not (output.exists() and output.read_text().count("\n") >= 5):
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    before = output.read_text().splitlines()
-    assert len(before) < 60
-    table = tmp_path / "benchmark.csv"
-    command += ["--resume", "--mindie-csv", str(table)]
-    second = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    answers = [json.loads(line) for line in output.read_text().splitlines()]
-    assert len(answers) == len({answer["id"] for answer in answers}) == 60
-    for answer in answers:
-        assert final_answer(answer["answer"]) == NUMBERS[Path(answer["id"]).name.split("-", 1)[1]]
-    assert "are answered already" in second.stderr and "time to first token" in second.stderr
-    assert len(table.read_text().splitlines()) == 1 + 60 - len(before)
+def test_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise ValueError(json.dumps(arguments))
+
+    monkeypatch.setattr("vllm.LLM", refuse)
+    options = ["--kv-memory-gb", "3", "--max-batch-size", "5", "--max-input-length", "64512"]
+    result = CliRunner().invoke(app, ["run", "--model", str(TINY), "--prompt", "a", *options])
+    assert result.exit_code == 1
+    arguments = json.loads(result.stderr.split("could not be started: ")[1])
+    assert arguments["kv_cache_memory_bytes"] == 3 << 30
+    assert arguments["max_num_seqs"] == 5
+    assert arguments["max_model_len"] == LENGTH
 
 
 @pytest.mark.parametrize(
@@ -134,6 +130,9 @@ def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
         ([], "Nothing is asked"),
         (["--prompt", "a", "--engine", "[]"], "expected a JSON object"),
         (["--prompt", "a", "--max-batch-size", "0"], "max-batch-size"),
+        (["--prompt", "a", "--kv-memory-gb", "0"], "kv-memory-gb"),
+        (["--prompt", "a", "--max-input-length", "65000"], "66024 tokens together, and the model"),
+        (["--prompt", "a", "--parallel-decoding", "ngram", "--decoding-length", "17"], "1 to 16"),
         (["none.png"], "none.png does not exist"),
     ],
 )

@@ -7,7 +7,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,6 +72,9 @@ def run(
         Path | None, typer.Option(help="In place of the checkpoint's.", exists=True, dir_okay=False)
     ] = None,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Devices.")] = 1,
+    kv_memory_gb: Annotated[
+        int | None, typer.Option(min=1, help="For the KV cache of each device, in GiB.")
+    ] = None,
     quantization: Annotated[str | None, typer.Option(help="As in vLLM.")] = None,
     dtype: Annotated[str, typer.Option(help="As in vLLM.")] = "auto",
     parallel_decoding: ParallelDecoding = None,
@@ -121,6 +125,7 @@ def run(
             "max_model_len": max_input_length + max_output_length,
             "limit_mm_per_prompt": _most_media(left),
             "tensor_parallel_size": tensor_parallel_size,
+            "kv_cache_memory_bytes": kv_memory_gb << 30 if kv_memory_gb else None,
             "quantization": quantization,
             "dtype": dtype,
             "trust_remote_code": trust_remote_code,
@@ -174,13 +179,18 @@ def _most_media(tasks: Sequence[Task]) -> dict[str, int]:
     return {"image": max(c[False] for c in counts), "video": max(c[True] for c in counts)}
 
 
-def _start(arguments: dict[str, Any]) -> LLM:
+def _start(arguments: Mapping[str, Any]) -> LLM:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     from vllm import LLM
 
+    from vllm_glm41v_npu.offline.engine import TooLong, check_length
+
     try:
+        check_length(arguments)
         return LLM(**arguments)
+    except TooLong as error:
+        fail(str(error))
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         fail(f"{arguments['model']} could not be started: {error}", code=1)
 
@@ -206,7 +216,7 @@ def _answer_all(
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
             bar = progress.add_task("", total=len(tasks), rate="")
             for answer in runner.run(tasks):
-                given.append(answer)
+                given.append(replace(answer, answer=None))  # of many texts, none stays in memory
                 if file:
                     file.write(answer)
                 if answer.error:

@@ -20,7 +20,30 @@ logger = logging.getLogger(f"vllm.{__name__}")
 
 
 class TooLong(ValueError):
-    """A prompt has more tokens than are allowed, its pictures and videos included."""
+    """More tokens than are allowed, or than the model takes; pictures and videos included."""
+
+
+def check_length(arguments: Mapping[str, Any]) -> None:
+    """Hold `max_model_len` of vLLM's LLM against the checkpoint's config.
+
+    Raises:
+        TooLong: The model has fewer positions.
+        OSError, ValueError: There is no checkpoint, or its config is wrong.
+    """
+    from transformers import AutoConfig
+
+    from vllm_glm41v_npu.config import register_config
+
+    register_config()
+    trusts = arguments["trust_remote_code"]
+    config = AutoConfig.from_pretrained(arguments["model"], trust_remote_code=trusts)
+    most = config.get_text_config().max_position_embeddings
+    length = arguments["max_model_len"]
+    if length > most:
+        raise TooLong(
+            f"--max-input-length and --max-output-length are {length} tokens together, and the "
+            f"model takes {most}. Lower one of them."
+        )
 
 
 class Runner:
@@ -60,16 +83,20 @@ class Runner:
             TooLong: A prompt is, and `skip_too_long` is not set.
         """
         waiting = iter(tasks)
-        while True:
-            while len(self._running) < self.window and (task := next(waiting, None)):
-                failure = self._start(task)
-                if failure is not None:
-                    yield failure
-            if not self._running:
-                return
-            for output in self.engine.step():
-                if output.finished:
-                    yield self._answer(output)
+        try:
+            while True:
+                while len(self._running) < self.window and (task := next(waiting, None)):
+                    failure = self._start(task)
+                    if failure is not None:
+                        yield failure
+                if not self._running:
+                    return
+                for output in self.engine.step():
+                    if output.finished:
+                        yield self._answer(output)
+        finally:  # of a run that was ended, nothing stays in the engine
+            self.engine.abort_request(list(self._running))
+            self._running.clear()
 
     def guesses(self) -> list[tuple[str, str]]:
         """How parallel decoding went, as rows of a table; none without it, or without guesses."""

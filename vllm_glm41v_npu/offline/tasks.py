@@ -112,7 +112,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise TaskError(f"{path} does not exist. Give pictures, videos, folders or JSONL files.")
-    found = [file for file in path.rglob("*") if is_medium(file) and file.is_file()]
+    found = [file for file in path.rglob("*") if is_medium(file) and not file.is_dir()]
     if not found:
         raise TaskError(
             f"{path} holds no picture and no video, by their names ({' '.join(PICTURES + VIDEOS)})."
