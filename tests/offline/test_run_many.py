@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`glm41v run` on 300 files, killed in the middle and started again, as a user would run it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.checkpoints import TINY
+from tests.offline.mixed_files import Asked, write_mixed
+from tools.tiny_evaluate import final_answer
+
+FILES = 300
+BATCH = 16
+LEAST_RIGHT = 0.95
+START_SECONDS, END_SECONDS = 300, 60
+GROWTH = 48 << 20
+"""Bytes that the processes may take more at the end of a run than after a quarter of it."""
+
+COMMAND = [str(Path(sys.executable).parent / "glm41v"), "run", "--model", str(TINY), "--quiet"]
+COMMAND += ["--max-batch-size", str(BATCH), "--max-input-length", "900"]
+COMMAND += ["--max-output-length", "64", "--engine", '{"enforce_eager": true}']
+
+
+def start(command: list[str], log: Path, processes: bool = False) -> psutil.Popen:
+    """The command; its engine in processes of its own, as it comes, or in the command's."""
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes))}
+    with log.open("w") as output:
+        return psutil.Popen(command, stdout=output, stderr=output, env=environment)
+
+
+def family(run: psutil.Popen) -> list[psutil.Process]:
+    return [run, *run.children(recursive=True)]
+
+
+def memory(run: psutil.Popen) -> int:
+    """Resident bytes of the run's processes, what they share counted for each."""
+    try:
+        return sum(process.memory_info().rss for process in family(run))
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def answered(output: Path) -> int:
+    return output.read_text().count("\n") if output.exists() else 0
+
+
+def wait(until: Callable[[], bool], run: psutil.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not until():
+        assert run.poll() is None, log.read_text()[-4000:]
+        assert time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.02)
+
+
+def kill_in_the_middle(command: list[str], output: Path, log: Path) -> int:
+    """How many lines are there when a third is, and the command alone is killed; the rest ends."""
+    run = start(command, log, processes=True)
+    wait(lambda: answered(output) >= FILES // 3, run, log)
+    others = family(run)[1:]
+    run.kill()
+    run.wait()
+    assert others and not psutil.wait_procs(others, END_SECONDS)[1]
+    return answered(output)
+
+
+def watch(run: psutil.Popen, output: Path, log: Path, total: int) -> tuple[int, int]:
+    """The most memory until a quarter of what was left is done, and the most after that."""
+    first = answered(output)
+    early = late = 0
+    while run.poll() is None:
+        share = (answered(output) - first) / (total - first)
+        if share <= 0.25:
+            early = max(early, memory(run))
+        else:
+            late = max(late, memory(run))
+        time.sleep(0.5)
+    return early, late
+
+
+def check_answers(asked: list[Asked], output: Path) -> None:
+    """Each file has one line, right or with what is wrong with it."""
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == sorted(str(item.path) for item in asked)
+    found = {line["id"]: line for line in lines}
+    broken = {str(item.path) for item in asked if item.answer is None}
+    assert {name for name, line in found.items() if "error" in line} == broken
+    wrong = [
+        (str(item.path), item.answer, found[str(item.path)]["answer"])
+        for item in asked
+        if item.answer and final_answer(found[str(item.path)]["answer"]) != item.answer
+    ]
+    right = 1 - len(wrong) / (len(asked) - len(broken))
+    print(f"{right:.1%} of {len(asked) - len(broken)} right, {len(broken)} could not be read")
+    assert right >= LEAST_RIGHT, wrong
+
+
+def test_three_hundred_files(tmp_path: Path) -> None:
+    """Guards natural order with a prompt for each file, resumption, bad files, and memory."""
+    asked = write_mixed(tmp_path / "mixed", FILES)
+    output, log, table = (tmp_path / name for name in ("answers.jsonl", "log", "benchmark.csv"))
+    command = [*COMMAND, str(tmp_path / "mixed"), "--output", str(output)]
+    for item in asked:
+        command += ["--prompt", item.question]
+    before = kill_in_the_middle(command, output, log)
+    assert FILES // 3 <= before < FILES
+
+    run = start([*command, "--resume", "--mindie-csv", str(table)], log)
+    early, late = watch(run, output, log, FILES)
+    said = log.read_text()
+    assert run.wait() == 1, said  # some files could not be read
+    check_answers(asked, output)
+    print(f"memory: {early >> 20} MiB in the first quarter, {late >> 20} MiB after it")
+    assert late <= early + GROWTH
+
+    assert "are answered already" in said and "time to first token" in said
+    rows = list(csv.DictReader(table.open()))
+    answers = sum("error" not in json.loads(line) for line in output.read_text().splitlines())
+    done = int(said.split(" of 300 are answered already")[0].split()[-1])
+    assert len(rows) == answers - done
