@@ -62,7 +62,7 @@ def write_mixed(folder: Path, count: int) -> list[Asked]:
 
 
 def _write_broken(place: Path, number: int) -> Path:
-    """One of six kinds: cut off, of another kind, empty, without a header, of sound, a dead link."""
+    """One of six kinds: cut off, empty, text, without a header, sound alone, a dead link."""
     kind = number // BROKEN_EVERY % 6
     path = place / f"{number}.{('png', 'jpg', 'webp', 'mp4', 'mp4', 'png')[kind]}"
     if kind == 0:
@@ -71,5 +71,6 @@ def _write_broken(place: Path, number: int) -> Path:
     elif kind == 5:
         path.symlink_to(place / "gone.png")
     else:
-        path.write_bytes((b"", b"no picture", b"", audio_only()[100:], audio_only())[kind])
+        data = (b"", b"no picture", audio_only()[100:], audio_only())[kind - 1]
+        path.write_bytes(data)
     return path
