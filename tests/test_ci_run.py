@@ -24,7 +24,7 @@ def test_ci_run_ends_with_pytests_closing_lines(tmp_path, failing):
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
     closing = [f"==== {n} failed, 2 passed in 63.10s (0:01:03) ====" for n in (1, 2, 3, 4)]
-    make, chromium = tmp_path / "make", tmp_path / "chromium"
+    make, chromium, nginx = (tmp_path / name for name in ("make", "chromium", "nginx"))
     make.write_text(
         f"""#!/bin/sh
 case $1 in
@@ -35,8 +35,9 @@ esac
 [ "$1" != "{failing}" ] || exit 2
 """
     )
-    chromium.touch()  # or it would be installed
-    for program in (make, chromium):
+    for program in (chromium, nginx):
+        program.touch()  # or it would be installed
+    for program in (make, chromium, nginx):
         program.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GIT_DIR": "none"}
     command = [tmp_path / ".ci" / "run"]
