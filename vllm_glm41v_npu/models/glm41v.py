@@ -34,8 +34,8 @@ from ..processing.prompt import TEXT
 from ..processing.settings import ImageSettings
 from .encoder_graph import EncoderGraph
 from .language_model import LanguageModel
-from .micro_batch import MicroBatch
 from .lora import refuse_unknown_modules
+from .micro_batch import MicroBatch
 from .norm_bias import add_norm_biases
 from .overflow import LARGEST_START, GuardAfterLoading, guard_residual
 from .vision import VisionTransformer
