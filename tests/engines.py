@@ -53,9 +53,21 @@ def engine(model: Path, **options: Any) -> Iterator[LLM]:
     try:
         yield llm
     finally:
+        queues = message_queues(llm)
         llm.llm_engine.engine_core.shutdown()
+        # Left to the garbage collector, a context may wait for ever for its sockets.
+        for queue in queues:
+            queue.local_socket.context.destroy(linger=0)
         del llm
         gc.collect()
+
+
+def message_queues(llm: LLM) -> list[Any]:
+    """To and from ranks that this process started."""
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    executor = getattr(core, "model_executor", None)
+    queues = [getattr(executor, "rpc_broadcast_mq", None), *getattr(executor, "response_mqs", [])]
+    return [queue for queue in queues if queue is not None]
 
 
 def ask(llm: LLM, requests: list[list[Message]]) -> list[RequestOutput]:
