@@ -120,6 +120,8 @@ def test_three_hundred_files(tmp_path: Path) -> None:
     print(f"memory: {early >> 20} MiB in the first quarter, {late >> 20} MiB after it")
     assert late <= early + GROWTH
 
+    for item in asked:
+        assert (f"{item.path} failed: " in said) is (item.answer is None)
     assert "are answered already" in said and "time to first token" in said
     rows = list(csv.DictReader(table.open()))
     answers = sum("error" not in json.loads(line) for line in output.read_text().splitlines())
