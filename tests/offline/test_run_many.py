@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -29,11 +30,19 @@ COMMAND += ["--max-batch-size", str(BATCH), "--max-input-length", "900"]
 COMMAND += ["--max-output-length", "64", "--engine", '{"enforce_eager": true}']
 
 
-def start(command: list[str], log: Path, processes: bool = False) -> psutil.Popen:
+@contextmanager
+def running(command: list[str], log: Path, processes: bool = False) -> Iterator[psutil.Popen]:
     """The command; its engine in processes of its own, as it comes, or in the command's."""
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes))}
     with log.open("w") as output:
-        return psutil.Popen(command, stdout=output, stderr=output, env=environment)
+        run = psutil.Popen(command, stdout=output, stderr=output, env=environment)
+    try:
+        yield run
+    finally:
+        if run.poll() is None:
+            for process in family(run):
+                process.kill()
+            run.wait()
 
 
 def family(run: psutil.Popen) -> list[psutil.Process]:
@@ -62,26 +71,25 @@ def wait(until: Callable[[], bool], run: psutil.Popen, log: Path) -> None:
 
 def kill_in_the_middle(command: list[str], output: Path, log: Path) -> int:
     """How many lines are there when a third is, and the command alone is killed; the rest ends."""
-    run = start(command, log, processes=True)
-    wait(lambda: answered(output) >= FILES // 3, run, log)
-    others = family(run)[1:]
-    run.kill()
-    run.wait()
+    with running(command, log, processes=True) as run:
+        wait(lambda: answered(output) >= FILES // 3, run, log)
+        others = family(run)[1:]
+        run.kill()
+        run.wait()
     assert others and not psutil.wait_procs(others, END_SECONDS)[1]
     return answered(output)
 
 
-def watch(run: psutil.Popen, output: Path, log: Path, total: int) -> tuple[int, int]:
+def watch(run: psutil.Popen, output: Path, first: int) -> tuple[int, int]:
     """The most memory until a quarter of what was left is done, and the most after that."""
-    first = answered(output)
     early = late = 0
     while run.poll() is None:
-        share = (answered(output) - first) / (total - first)
-        if share <= 0.25:
+        share = (answered(output) - first) / (FILES - first)
+        if 0 < share <= 0.25:
             early = max(early, memory(run))
-        else:
+        elif share > 0.25:
             late = max(late, memory(run))
-        time.sleep(0.5)
+        time.sleep(0.2)
     return early, late
 
 
@@ -112,10 +120,10 @@ def test_three_hundred_files(tmp_path: Path) -> None:
     before = kill_in_the_middle(command, output, log)
     assert FILES // 3 <= before < FILES
 
-    run = start([*command, "--resume", "--mindie-csv", str(table)], log)
-    early, late = watch(run, output, log, FILES)
-    said = log.read_text()
-    assert run.wait() == 1, said  # some files could not be read
+    with running([*command, "--resume", "--mindie-csv", str(table)], log) as run:
+        early, late = watch(run, output, before)
+        said = log.read_text()
+        assert run.wait() == 1, said  # some files could not be read
     check_answers(asked, output)
     print(f"memory: {early >> 20} MiB in the first quarter, {late >> 20} MiB after it")
     assert late <= early + GROWTH
