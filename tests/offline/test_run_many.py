@@ -27,13 +27,16 @@ GROWTH = 48 << 20
 
 COMMAND = [str(Path(sys.executable).parent / "glm41v"), "run", "--model", str(TINY), "--quiet"]
 COMMAND += ["--max-batch-size", str(BATCH), "--max-input-length", "900"]
-COMMAND += ["--max-output-length", "64", "--engine", '{"enforce_eager": true}']
+COMMAND += ["--max-output-length", "64", "--engine"]
+# A KV cache so small that it is all in use, and so in memory, after some fifty files.
+COMMAND += [json.dumps({"enforce_eager": True, "kv_cache_memory_bytes": 24 << 20})]
 
 
 @contextmanager
 def running(command: list[str], log: Path, processes: bool = False) -> Iterator[psutil.Popen]:
     """The command; its engine in processes of its own, as it comes, or in the command's."""
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes))}
+    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # comes before kv_cache_memory_bytes
     with log.open("w") as output:
         run = psutil.Popen(command, stdout=output, stderr=output, env=environment)
     try:
