@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine whose workers are Ray's, as examples/ray/serve.sh starts it, on two emulated NPUs."""
+"""An engine whose worker is Ray's, as examples/ray/serve.sh starts it, on an emulated NPU."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ NAMES = ("text", "one-picture", "video")
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This machine alone, with the two NPUs that Ray cannot see because they are emulated."""
-    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"NPU": 2}')
+    """This machine alone, with an NPU that Ray cannot see because it is emulated."""
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"NPU": 1}')
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     yield
     ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")
-def test_workers_of_ray_equal_transformers(checkpoint: Callable[[str], Path]) -> None:
-    """Guards the way of pictures and videos to workers in other processes."""
+def test_a_worker_of_ray_equals_transformers(checkpoint: Callable[[str], Path]) -> None:
+    """Guards the way of pictures and videos to a worker that Ray starts."""
     path = checkpoint("tiny")
     oracle = Oracle(path)
-    with engine(path, distributed_executor_backend="ray", tensor_parallel_size=2) as llm:
+    with engine(path, distributed_executor_backend="ray") as llm:
         for output, name in zip(ask(llm, [CASES[name] for name in NAMES]), NAMES, strict=True):
             check(output, CASES[name], oracle)
