@@ -22,7 +22,7 @@ FILES = 300
 BATCH = 16
 LEAST_RIGHT = 0.95
 START_SECONDS, END_SECONDS = 300, 60
-GROWTH = 48 << 20
+GROWTH = 64 << 20
 """Bytes that the processes may take more at the end of a run than after a quarter of it."""
 
 COMMAND = [str(Path(sys.executable).parent / "glm41v"), "run", "--model", str(TINY), "--quiet"]
