@@ -21,7 +21,7 @@ from tools.tiny_evaluate import final_answer
 FILES = 300
 BATCH = 16
 LEAST_RIGHT = 0.95
-START_SECONDS, END_SECONDS = 300, 60
+START_SECONDS, END_SECONDS = 600, 60
 GROWTH = 64 << 20
 """Bytes that the processes may take more at the end of a run than after a quarter of it."""
 
