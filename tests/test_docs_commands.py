@@ -43,6 +43,8 @@ from vllm_glm41v_npu.cli import app
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 HARDWARE = {"cat", "docker", "echo", "export", "git", "grep", "hf", "ls", "npu-smi", "source"}
 """Of a machine with an NPU, docker or another's repository: their syntax alone is looked at."""
+ELSEWHERE = {"apt", "ray"}
+"""Of the system, or of a package that no environment has: likewise."""
 PARSE_PIP = """
 import json, sys
 from pip._internal.commands import create_command
@@ -101,8 +103,8 @@ def check_python(words: list[str]) -> None:
         module.main()
 
 
-def parse_and_stop(parser: argparse.ArgumentParser, *_: Any) -> None:
-    unknown = parser.parse_known_args()[1]
+def parse_and_stop(parser: argparse.ArgumentParser, *words: Any) -> None:
+    unknown = parser.parse_known_args(*words)[1]
     assert unknown == []
     raise Parsed
 
@@ -173,7 +175,7 @@ def check(command: Command) -> None:
     elif program in CHECKS and len(words) + (program == "make") > 1:
         CHECKS[program]([program, *words[1:]])
     else:
-        assert program in HARDWARE | DEFINITIONS or "=" in program, f"unknown: {command}"
+        assert program in HARDWARE | ELSEWHERE | DEFINITIONS or "=" in program, f"unknown: {command}"
 
 
 @pytest.fixture(autouse=True)
