@@ -24,11 +24,13 @@ TOKENS = (1, 2, 3, 4, 5, 9, 33, 130, 257)
 DECODER_LAYER = ((4096, 4608), (4096, 4096), (4096, 27392), (13696, 4096))  # K, N
 
 
-@pytest.fixture(params=("tiles", "PyTorch's product"))
+@pytest.fixture(params=("tiles", "parts", "PyTorch's product"))
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Either way to multiply many tokens, where the CPU has both."""
-    if request.param == "tiles":
+    """Each way to multiply many tokens, where the CPU has it: parts of any size, some at a time."""
+    if request.param in ("tiles", "parts"):
         monkeypatch.setattr(ops, "multiplies_in_full", lambda: False)
+        monkeypatch.setattr(ops, "_parts_pay", lambda *sizes: request.param == "parts")
+        monkeypatch.setattr(ops, "_MOST_TOKENS", 200)
     elif not ops.multiplies_in_full():
         pytest.skip("PyTorch's product of int8 is not exact on this CPU.")
     return request.param
@@ -78,6 +80,29 @@ def test_products_are_exact(columns: int, way: str) -> None:
                     assert result.dtype == torch.int32
                     shape = f"{name}, {ours.form}, M={tokens}, N={rows}, K={columns}"
                     assert torch.equal(result.double(), reference(x, exact)), shape
+
+
+@pytest.mark.parametrize("form", ("int8", "int4"))
+def test_parts_of_several_chunks_and_tasks_are_exact(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where many tokens go, with chunks of columns that end inside blocks of outliers."""
+    monkeypatch.setattr(ops, "multiplies_in_full", lambda: False)
+    called, multiply_parts = [], ops._multiply_parts
+    monkeypatch.setattr(
+        ops, "_multiply_parts", lambda *args: called.append(1) or multiply_parts(*args)
+    )
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            rows = 256 * threads + 70
+            weight, x = few_outliers(uniform(rows, 9001)), uniform(600, 9001)
+            result = int8_matmul(x, pack_weight(weight, form))  # type: ignore[arg-type]
+            assert torch.equal(result.double(), reference(x, weight))
+    finally:
+        torch.set_num_threads(before)
+    assert len(called) == 2
 
 
 @pytest.mark.parametrize(("columns", "rows"), DECODER_LAYER)

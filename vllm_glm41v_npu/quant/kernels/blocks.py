@@ -64,3 +64,49 @@ def widen_block(job, row, k, count, wide):
     widen_row(job.weight + (row * job.columns + k) * job.bits // 8, job.bits, wide, count)
     if job.starts:
         _place_outliers(job, row, k, wide)
+
+
+@njit
+def _narrow(source, kind, target, count):
+    """Copy `count` numbers of a kind from an address to int8 at another."""
+    numbers, copy = carray(pointer(source), count, kind), carray(pointer(target), count, np.int8)
+    for i in range(count):
+        copy[i] = numbers[i]
+
+
+@njit
+def copy_columns(job, row, k, count, wide, target):
+    """Columns [k, k + count) of a row as int8 at address target; wide has room for a BLOCK."""
+    if job.bits == 8:
+        _narrow(job.weight + row * job.columns + k, np.int8, target, count)
+        return
+    for block in range(k // BLOCK * BLOCK, k + count, BLOCK):
+        widen_block(job, row, block, min(BLOCK, job.columns - block), wide)
+        start, end = max(k, block), min(k + count, block + BLOCK)
+        _narrow(wide + 2 * (start - block), np.int16, target + start - k, end - start)
+
+
+@njit
+def finish(job, token, row, count, totals):
+    """Write `count` results of a token from `row` on, whose int32 totals are at an address.
+
+    As they are, or scaled: in float64, and rounded once to float32.
+    """
+    source = carray(pointer(totals), count, np.int32)
+    at = job.out + token * job.out_stride + 4 * row
+    if not job.scale:
+        carray(pointer(at), count, np.int32)[:] = source
+        return
+    target = carray(pointer(at), count, np.float32)
+    scale = carray(pointer(job.scale + 4 * row), count, np.float32)
+    factor = np.float64(1)
+    if job.token_scale:
+        factor = np.float64(carray(pointer(job.token_scale), job.tokens, np.float32)[token])
+    if job.bias:
+        bias = carray(pointer(job.bias + 4 * row), count, np.int32)
+        for r in range(count):
+            total = np.float64(source[r]) + np.float64(bias[r])
+            target[r] = np.float32(total * np.float64(scale[r]) * factor)
+    else:
+        for r in range(count):
+            target[r] = np.float32(np.float64(source[r]) * np.float64(scale[r]) * factor)

@@ -18,12 +18,15 @@ from torch.nn.functional import pad
 from .packing import PackedWeight
 from .product import FIELDS, worker
 from .team import run
-from .tiles import BLOCK
+from .strassen import PARTS, PRODUCTS
+from .tiles import BLOCK, PAIR
 
 _LIBRARY = torch.library.Library("glm41v", "FRAGMENT")
 _MANY_INT8, _MANY_INT4 = 8, 32  # tokens from which PyTorch's product is the faster one
 _WIDE = 64  # columns from which it is used; of a single one PyTorch 2.11 gets it wrong
 _CHUNK = 4096  # rows of the weight at a time there
+_LEAST_TOKENS, _LEAST_COLUMNS, _LEAST_ROWS = 256, 1024, 256  # of a product of parts, by thread
+_MOST_TOKENS = 512  # at a time
 _WEIGHT = "Tensor x, Tensor values, Tensor? starts, Tensor? columns, Tensor? outliers"
 _LIBRARY.define(f"int8_matmul({_WEIGHT}) -> Tensor")
 _LIBRARY.define(
@@ -113,9 +116,12 @@ _Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
 _UNSCALED = (None, None, None)
 
 
-def _run(name: str, weight: _Weight, **fields: Tensor | int | None) -> None:
-    """Have a worker do a job; tensors become addresses."""
-    fields |= {"bits": 8 if weight[0].dtype == torch.int8 else 4, "rows": len(weight[0])}
+def _run(name: str, weight: _Weight, columns: int, **fields: Tensor | int | None) -> None:
+    """Have a worker do a job with a weight of so many columns; tensors become addresses."""
+    four_bits = weight[0].dtype == torch.uint8
+    fields |= {"bits": 4 if four_bits else 8, "rows": len(weight[0])}
+    fields |= {"columns": 2 * weight[0].shape[1] if four_bits else columns}
+    fields |= {"blocks": -(-columns // BLOCK)}
     fields |= zip(("weight", "starts", "outlier_columns", "outlier_values"), weight, strict=True)
     values = (fields.get(name) for name in FIELDS)
     numbers = [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in values]
@@ -133,6 +139,8 @@ def _product(x: Tensor, weight: _Weight, scales: _Scales = _UNSCALED) -> Tensor:
     many = _MANY_INT8 if weight[0].dtype == torch.int8 else _MANY_INT4
     if len(x) >= many and x.shape[1] >= _WIDE and multiplies_in_full():
         _multiply_in_full(x, weight, scales, out)
+    elif _parts_pay(len(x), x.shape[1], len(weight[0])):
+        _multiply_parts(x, weight, scales, out)
     else:
         _multiply(x, weight, scales, out)
     return out
@@ -149,8 +157,7 @@ def _multiply(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
     _run(
         "multiply",
         weight,
-        columns=columns if weight[0].dtype == torch.int8 else 2 * weight[0].shape[1],
-        blocks=blocks,
+        columns,
         x=wide,
         x_stride=2 * BLOCK,
         tokens=tokens,
@@ -158,6 +165,50 @@ def _multiply(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
         out_stride=4 * out.shape[1],
         **dict(zip(("scale", "bias", "token_scale"), scales, strict=True)),
     )
+
+
+def _parts_pay(tokens: int, columns: int, rows: int) -> bool:
+    """Whether the products that strassen.py saves are more than its sums cost."""
+    share = rows // torch.get_num_threads()  # its tasks are large
+    return tokens >= _LEAST_TOKENS and columns >= _LEAST_COLUMNS and share >= _LEAST_ROWS
+
+
+def _multiply_parts(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
+    """By the tiles too, which multiply the factors of strassen.py: some tokens at a time."""
+    scale, bias, token_scale = scales
+    size = -(-len(x) // -(-len(x) // _MOST_TOKENS))
+    for start in range(0, len(x), size):
+        chosen = slice(start, min(start + size, len(x)))
+        own = None if token_scale is None else token_scale[chosen]
+        _multiply_group(x[chosen], weight, (scale, bias, own), out[chosen])
+
+
+def _multiply_group(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
+    """By parts, one chunk of columns after the other: the last one scales the sums of all."""
+    columns = x.shape[1]
+    chunks = -(-columns // (PARTS * BLOCK))
+    size = -(-columns // (PARTS * chunks * PAIR)) * PAIR
+    tokens = -(-len(x) // PARTS)
+    whole = pad(x, (0, PARTS * chunks * size - columns, 0, PARTS * tokens - len(x)))
+    # [4 * tokens, chunks * 4 * size] -> [chunks, 4, 4, tokens, size]
+    parts = whole.view(PARTS, tokens, chunks, PARTS, size).permute(2, 0, 3, 1, 4).contiguous()
+    factors = x.new_empty(PRODUCTS, tokens, BLOCK, dtype=torch.int16)
+    sizes = {"part_tokens": tokens, "part_columns": size}
+    for chunk in range(chunks):
+        _run("add_activations", weight, columns, x=parts[chunk], out=factors, **sizes)
+        _run(
+            "multiply_parts",
+            weight,
+            columns,
+            x=factors,
+            tokens=len(x),
+            out=out,
+            out_stride=4 * out.shape[1],
+            first_column=chunk * PARTS * size,
+            last=chunk == chunks - 1,
+            **sizes,
+            **dict(zip(("scale", "bias", "token_scale"), scales, strict=True)),
+        )
 
 
 def _rows(weight: _Weight, blocks: int, start: int, end: int) -> _Weight:
@@ -178,12 +229,12 @@ def _multiply_in_full(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) 
         whole = part[0]
         if whole.dtype == torch.uint8:
             whole = x.new_empty(len(whole), columns)
-            padded = 2 * part[0].shape[1]
-            _run("unpack", part, columns=padded, blocks=blocks, out=whole, out_stride=columns)
+            _run("unpack", part, columns, out=whole, out_stride=columns)
         sums = torch._int_mm(x, whole.t())
         _run(
             "scale",
             part,
+            columns,
             x=sums,
             x_stride=4 * len(whole),
             tokens=tokens,

@@ -12,13 +12,13 @@ import functools
 import inspect
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, from_dtype, njit, types
 
-from . import blocks, tiles
-from .blocks import add_outliers, prefetch_block, widen_block
+from . import blocks, strassen, tiles
+from .blocks import add_outliers, copy_columns, finish, prefetch_block, widen_block
 from .tiles import (
     BLOCK,
     FEW,
@@ -43,6 +43,7 @@ FIELDS = (
     *("next_task", "bits", "x", "x_stride", "tokens", "weight", "rows", "columns"),
     *("starts", "outlier_columns", "outlier_values", "blocks"),
     *("out", "out_stride", "scale", "bias", "token_scale"),
+    *("part_tokens", "part_columns", "first_column", "last"),  # of strassen.py
 )
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 """What a worker is to do; the tensors are those of `PackedWeight` and of `int8_linear`.
@@ -92,32 +93,6 @@ def _add_row(job, row, k, x, tokens, wide, sums):
 
 
 @njit
-def _finish(job, token, row, count, totals):
-    """Write `count` results of a token from `row` on, whose int32 totals are at an address.
-
-    As they are, or scaled: in float64, and rounded once to float32.
-    """
-    source = carray(pointer(totals), count, np.int32)
-    at = job.out + token * job.out_stride + 4 * row
-    if not job.scale:
-        carray(pointer(at), count, np.int32)[:] = source
-        return
-    target = carray(pointer(at), count, np.float32)
-    scale = carray(pointer(job.scale + 4 * row), count, np.float32)
-    factor = np.float64(1)
-    if job.token_scale:
-        factor = np.float64(carray(pointer(job.token_scale), job.tokens, np.float32)[token])
-    if job.bias:
-        bias = carray(pointer(job.bias + 4 * row), count, np.int32)
-        for r in range(count):
-            total = np.float64(source[r]) + np.float64(bias[r])
-            target[r] = np.float32(total * np.float64(scale[r]) * factor)
-    else:
-        for r in range(count):
-            target[r] = np.float32(np.float64(source[r]) * np.float64(scale[r]) * factor)
-
-
-@njit
 def _multiply_quarters(job, row, row_end, wide, sums):
     """The products of rows [row, row_end) of each quarter with all tokens, written to `out`.
 
@@ -138,7 +113,7 @@ def _multiply_quarters(job, row, row_end, wide, sums):
             for r in range(row_end - row):
                 totals[r] = sums[(r * job.tokens + t) * QUARTERS + quarter]
             first = row + quarter * (job.rows // QUARTERS)
-            _finish(job, t, first, row_end - row, totals.ctypes.data)
+            finish(job, t, first, row_end - row, totals.ctypes.data)
 
 
 @njit
@@ -172,7 +147,7 @@ def _multiply_rows(job, row, row_end, token, tokens, wide, sums):
         first = t // TOKENS * rows * TOKENS + t % TOKENS
         for r in range(rows):
             totals[r] = sums[first + r * TOKENS]
-        _finish(job, token + t, row, rows, totals.ctypes.data)
+        finish(job, token + t, row, rows, totals.ctypes.data)
 
 
 @njit
@@ -208,7 +183,7 @@ def _scale(jobs):
     job = jobs[0]
     token = claim(jobs.ctypes.data)
     while token < job.tokens:
-        _finish(job, token, 0, job.rows, job.x + token * job.x_stride)
+        finish(job, token, 0, job.rows, job.x + token * job.x_stride)
         token = claim(jobs.ctypes.data)
 
 
@@ -219,13 +194,8 @@ def _unpack(jobs):
     wide = np.empty(BLOCK, np.int16)
     row = claim(jobs.ctypes.data)
     while row < job.rows:
-        for k in range(0, job.out_stride, BLOCK):
-            widen_block(job, row, k, min(BLOCK, job.columns - k), wide.ctypes.data)
-            count = min(BLOCK, job.out_stride - k)
-            source = carray(pointer(wide.ctypes.data), count, np.int16)
-            target = carray(pointer(job.out + row * job.out_stride + k), count, np.int8)
-            for i in range(count):
-                target[i] = source[i]
+        target = job.out + row * job.out_stride
+        copy_columns(job, row, 0, job.out_stride, wide.ctypes.data, target)
         row = claim(jobs.ctypes.data)
 
 
@@ -233,12 +203,20 @@ def _functions(source: int) -> dict[str, Callable[[Any], None]]:
     """What threads run, by name.
 
     numba's cache on disk looks at this file, and at the variables that a function encloses: thus
-    `source`, a number that is never 0 and changes with blocks.py and tiles.py.
+    `source`, a number that is never 0 and changes with the modules beside.
     """
 
     def multiply(data):
         if source:
             _multiply(carray(data, 1))
+
+    def multiply_parts(data):
+        if source:
+            strassen.multiply_parts(carray(data, 1))
+
+    def add_activations(data):
+        if source:
+            strassen.add_activations(carray(data, 1))
 
     def scale(data):
         if source:
@@ -248,17 +226,18 @@ def _functions(source: int) -> dict[str, Callable[[Any], None]]:
         if source:
             _unpack(carray(data, 1))
 
-    return {function.__name__: function for function in (multiply, scale, unpack)}
+    functions = (multiply, multiply_parts, add_activations, scale, unpack)
+    return {function.__name__: function for function in functions}
 
 
 @functools.cache
-def worker(name: Literal["multiply", "scale", "unpack"]) -> int:
+def worker(name: str) -> int:
     """The address of a compiled function that does a JOB; any number of threads may call it.
 
     Compiling takes some seconds, once on a machine: the code is kept in a cache on disk where a
     directory for it can be written (beside this file, in the user's cache, or NUMBA_CACHE_DIR).
     """
-    files = (inspect.getsource(module).encode() for module in (blocks, tiles))
+    files = (inspect.getsource(module).encode() for module in (blocks, strassen, tiles))
     source = zlib.crc32(b"".join(files)) | 1
     function = _functions(source)[name]
     signature = types.void(types.CPointer(from_dtype(JOB)))
