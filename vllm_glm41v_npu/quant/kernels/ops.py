@@ -17,16 +17,16 @@ from torch.nn.functional import pad
 
 from .packing import PackedWeight
 from .product import FIELDS, worker
-from .team import run
 from .strassen import PARTS, PRODUCTS
+from .team import run
 from .tiles import BLOCK, PAIR
 
 _LIBRARY = torch.library.Library("glm41v", "FRAGMENT")
 _MANY_INT8, _MANY_INT4 = 8, 32  # tokens from which PyTorch's product is the faster one
 _WIDE = 64  # columns from which it is used; of a single one PyTorch 2.11 gets it wrong
 _CHUNK = 4096  # rows of the weight at a time there
-_LEAST_TOKENS, _LEAST_COLUMNS, _LEAST_ROWS = 256, 1024, 256  # of a product of parts, by thread
-_MOST_TOKENS = 512  # at a time
+_LEAST_TOKENS, _LEAST_COLUMNS, _LEAST_ROWS = 192, 2048, 256  # of parts; rows by thread
+_MOST_TOKENS = 512  # of parts at a time
 _WEIGHT = "Tensor x, Tensor values, Tensor? starts, Tensor? columns, Tensor? outliers"
 _LIBRARY.define(f"int8_matmul({_WEIGHT}) -> Tensor")
 _LIBRARY.define(

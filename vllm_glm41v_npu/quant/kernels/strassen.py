@@ -35,7 +35,6 @@ _SEVEN = np.array(
     ]
 ).reshape(7, 3, 2, 2)
 _SIGNS = np.einsum("imab,jmcd->mijacbd", _SEVEN, _SEVEN).reshape(3, PRODUCTS, PARTS * PARTS)
-_SIGNS = np.ascontiguousarray(_SIGNS)  # numba keeps no other in its cache
 
 
 def _terms(signs: np.ndarray) -> np.ndarray:
@@ -48,7 +47,8 @@ def _terms(signs: np.ndarray) -> np.ndarray:
     return np.array(rows)
 
 
-_X_TERMS, _WEIGHT_TERMS, _OUT_SIGNS = _terms(_SIGNS[0]), _terms(_SIGNS[1]), _SIGNS[2]
+_X_TERMS, _WEIGHT_TERMS = _terms(_SIGNS[0]), _terms(_SIGNS[1])
+_OUT_SIGNS = np.ascontiguousarray(_SIGNS[2])  # numba's cache on disk takes no other array
 
 
 @njit
@@ -93,7 +93,7 @@ def add_activations(jobs):
 
 @njit
 def _cut_weight(job, row, wide, parts):
-    """The rows of a task in parts, int8 [4, 4, ROWS, part_columns], with zeros beyond the weight."""
+    """A task's rows in parts, int8 [4, 4, ROWS, part_columns], with zeros beyond the weight."""
     size = job.part_columns
     if row + PARTS * ROWS > job.rows or job.first_column + PARTS * size > job.columns:
         parts[:] = 0
@@ -161,7 +161,7 @@ def _write(job, row, sums):
 
 @njit
 def multiply_parts(jobs):
-    """A chunk's share of out = x . weight^T: of PARTS * part_columns columns from `first_column` on."""
+    """A chunk of out = x . weight^T: PARTS * part_columns columns from `first_column` on."""
     job = jobs[0]
     parts = np.empty(PARTS * PARTS * ROWS * job.part_columns, np.int8)
     wide = np.empty(ROWS * BLOCK, np.int16)
