@@ -3,7 +3,8 @@
 
 With few tokens the weight is read once, so the time is that of reading memory, in four places at
 once. With many, a block of some rows stays in the second cache, and a tile's activations in the
-first. A job is cut into tasks, and threads take the next one until none is left.
+first; with more, strassen.py makes fewer products. A job is cut into tasks, and threads take the
+next one until none is left.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ JOB = np.dtype([(name, np.int64) for name in FIELDS])
 """What a worker is to do; the tensors are those of `PackedWeight` and of `int8_linear`.
 
 Addresses, 0 where there is none; strides in bytes; `columns` with the padding of 4 bits. To
-multiply, x is int16 [blocks, tokens, BLOCK].
+multiply, x is int16 [blocks, tokens, BLOCK]; for parts, what strassen.py says.
 """
 
 
