@@ -82,29 +82,6 @@ def test_products_are_exact(columns: int, way: str) -> None:
                     assert torch.equal(result.double(), reference(x, exact)), shape
 
 
-@pytest.mark.parametrize("form", ("int8", "int4"))
-def test_parts_of_several_chunks_and_tasks_are_exact(
-    form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where many tokens go, with chunks of columns that end inside blocks of outliers."""
-    monkeypatch.setattr(ops, "multiplies_in_full", lambda: False)
-    called, multiply_parts = [], ops._multiply_parts
-    monkeypatch.setattr(
-        ops, "_multiply_parts", lambda *args: called.append(1) or multiply_parts(*args)
-    )
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            rows = 256 * threads + 70
-            weight, x = few_outliers(uniform(rows, 9001)), uniform(600, 9001)
-            result = int8_matmul(x, pack_weight(weight, form))  # type: ignore[arg-type]
-            assert torch.equal(result.double(), reference(x, weight))
-    finally:
-        torch.set_num_threads(before)
-    assert len(called) == 2
-
-
 @pytest.mark.parametrize(("columns", "rows"), DECODER_LAYER)
 def test_products_are_exact_at_the_shapes_of_the_model(
     columns: int, rows: int, monkeypatch: pytest.MonkeyPatch
