@@ -35,8 +35,8 @@ export TORCH_COMPILE_DISABLE := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-ascend env-page env-docs demo docs dist check-dist test test-page test-ascend \
-	test-npu lint format clean
+.PHONY: help env env-ascend env-page env-docs demo bench bench-quick docs dist check-dist test \
+	test-page test-ascend test-npu lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,17 @@ check-dist: dist env  ## look at them, and serve with the wheel in an empty envi
 demo: env  ## ask the tiny model about a few pictures
 	@VLLM_LOGGING_LEVEL=ERROR VLLM_ENABLE_V1_MULTIPROCESSING=0 OMP_NUM_THREADS=1 \
 		$(VENV)/python examples/offline_image.py
+
+BENCH_RESULTS ?= benchmark-results
+run_benchmarks = status=0; $(VENV)/python -m benchmarks.run $(1) --output $(BENCH_RESULTS) \
+	|| status=$$?; $(VENV)/glm41v report $(BENCH_RESULTS) --output $(BENCH_RESULTS)/report.html \
+	--markdown $(BENCH_RESULTS)/report.md || status=$$?; exit $$status
+
+bench: env  ## every benchmark beside its peers, and a report (an hour or two; BENCH_RESULTS=FOLDER)
+	@$(call run_benchmarks)
+
+bench-quick: env  ## fewer rounds of them (ten minutes on two quiet cores)
+	@$(call run_benchmarks,--quick)
 
 lint: env  ## ruff and mypy
 	$(VENV)/ruff check $(SOURCES)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A quantised checkpoint of the true shape of GLM-4.1V-9B, with random weights.
+"""A checkpoint of the true shape of GLM-4.1V-9B, with random weights.
 
-It is in msModelSlim's format, and all linear layers of the decoder are in int8: down_proj too, so
-that the network fits a machine of 24 GiB. Weights are so small that activations keep their size
+A quantised one is in msModelSlim's format, and all linear layers of the decoder are in int8:
+down_proj too, so that the network fits a machine of 24 GiB. Weights are so small that activations keep their size
 from layer to layer; nothing it says makes sense.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 from vllm.model_executor.models.utils import WeightsMapper
@@ -23,6 +24,7 @@ from benchmarks.in_tree import write_layers
 from vllm_glm41v_npu.config import register_config
 from vllm_glm41v_npu.models.shapes import checkpoint_shapes
 from vllm_glm41v_npu.models.weights import VLLM_TO_HF
+from vllm_glm41v_npu.quant.description import FLOAT
 from vllm_glm41v_npu.quant.quantiser.arithmetic import input_scale
 from vllm_glm41v_npu.quant.quantiser.plan import W8A8S, make_plan
 from vllm_glm41v_npu.quant.quantiser.scheme import Layer, Settings
@@ -30,6 +32,9 @@ from vllm_glm41v_npu.quant.quantiser.writer import Writer, new_folder, write_con
 
 LAYERS, VISION_LAYERS = 40, 24
 VOCABULARY = 151552
+SMALL_VOCABULARY = 8192
+MID_LAYERS = 2
+ONE_FILE = "model.safetensors"
 INPUTS = 6.0
 """What the input of a layer, which is normed, is quantised up to."""
 
@@ -69,32 +74,47 @@ def integers(kind: str) -> tuple[Tensor, float]:
     return values.to(torch.int8), values.std().item()
 
 
-def write_checkpoint(folder: Path, kind: str, layers: int = LAYERS) -> None:
+def write_checkpoint(
+    folder: Path, kind: str, layers: int = LAYERS, vocabulary: int = VOCABULARY
+) -> None:
     """Write it to `folder`, which must not exist.
 
     Args:
         folder: Where to.
-        kind: W8A8 or W8A8S.
+        kind: W8A8, W8A8S, or FLOAT, which is in bfloat16 as the published one.
         layers: Of the decoder; fewer make a shorter vision tower too.
+        vocabulary: How many tokens there are.
     """
     with new_folder(folder) as target:
         write_layers(target)
         settings = json.loads((target / "config.json").read_text())
-        settings["text_config"] |= {"num_hidden_layers": layers, "vocab_size": VOCABULARY}
+        settings["text_config"] |= {"num_hidden_layers": layers, "vocab_size": vocabulary}
         settings["vision_config"] |= {"depth": min(layers, VISION_LAYERS)}
-        write_config(target, settings, torch.float16)
+        write_config(target, settings, dtype_of(kind))
         register_config()
+        if kind == FLOAT:
+            config = AutoConfig.from_pretrained(target)
+            save_file(
+                {name: tensor for name, tensor, _ in tensors(config, kind)}, target / ONE_FILE
+            )
+            return
         writer = Writer(target, kind)
         for name, tensor, its_kind in tensors(AutoConfig.from_pretrained(target), kind):
             writer.add(name, tensor, its_kind)
         writer.finish()
 
 
+def dtype_of(kind: str) -> torch.dtype:
+    """What a checkpoint of this type is in, but for int8."""
+    return torch.bfloat16 if kind == FLOAT else torch.float16
+
+
 def tensors(config: Any, kind: str) -> Iterator[tuple[str, Tensor, str]]:
     """Name on disk, value and type of everything that a checkpoint of this config holds."""
     to_disk = WeightsMapper(orig_to_new_prefix=VLLM_TO_HF)
-    quantised = make_plan(config, ALSO_QUANTISED).modules
-    settings, noise = Settings(kind), Noise(torch.randn(POOL, dtype=torch.float16))
+    quantised = () if kind == FLOAT else make_plan(config, ALSO_QUANTISED).modules
+    settings = Settings(kind, dtype_of(kind))
+    noise = Noise(torch.randn(POOL).to(settings.dtype))
     numbers, deviation = integers(kind)
     whole, inputs = Noise(numbers), torch.tensor(INPUTS)
     scale = input_scale(-inputs, inputs, settings.dtype)

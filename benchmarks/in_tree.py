@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,9 +25,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.results import ROOT, add_json_option, machine, spread, write
+from benchmarks.sides import IN_TREE, OURS, variables
+from vllm_glm41v_npu.reporting.results import Row, compare
+
 TINY = ROOT / "assets" / "glm41v-tiny"
-SIDES = ("ours", "in-tree")
+SIDES = (OURS, IN_TREE)
 METRICS = {
     "start_s": "start-up, s",
     "first_token_ms": "time to first token with a picture, ms",
@@ -114,11 +116,9 @@ def measure(model: str, enforce_eager: bool, repeats: int) -> dict[str, float]:
 
 def run(side: str, model: str, options: argparse.Namespace) -> dict[str, float]:
     """Measure one side in a fresh process."""
-    environment = os.environ | {
-        "VLLM_PLUGINS": "glm41v_npu" if side == "ours" else "",
+    environment = variables(side) | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(options.threads),
     }
     command = [sys.executable, "-m", "benchmarks.in_tree", "--child", model]
@@ -131,10 +131,6 @@ def run(side: str, model: str, options: argparse.Namespace) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
 def report(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
     lines = ["| | ours | in-tree | ours / in-tree |", "|---|---|---|---|"]
     for metric, title in METRICS.items():
@@ -144,10 +140,14 @@ def report(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
     return lines
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
+def rows(rounds: list[dict[str, dict[str, float]]], case: str) -> list[Row]:
+    """The same for the report."""
+    found = []
+    for metric, title in METRICS.items():
+        ours, theirs = ([one[side][metric] for one in rounds] for side in SIDES)
+        what, unit = title.rsplit(", ", 1)
+        found.append(compare(what, case, unit, ours, IN_TREE, theirs))
+    return found
 
 
 def main() -> None:
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="requests of a kind in a process")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--enforce-eager", action="store_true")
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    add_json_option(parser)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -173,12 +173,10 @@ def main() -> None:
             rounds.append({side: run(side, model, options) for side in SIDES})
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
     counted = rounds[1:]
-    print(
-        f"{options.model}, float32, {options.threads} threads, {len(counted)} rounds, {machine()}"
-    )
+    case = f"{options.model}, float32, {options.threads} threads"
+    print(f"{case}, {len(counted)} rounds, {machine()}")
     print("\n".join(report(counted)))
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "rounds": counted}, indent=1))
+    write(options.json, "An engine of ours, and one with vLLM's own class", rows(counted, case))
 
 
 if __name__ == "__main__":

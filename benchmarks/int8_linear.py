@@ -18,18 +18,17 @@ shows the kernels as a CPU without it runs them: there vLLM's is neither fast no
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.in_tree import machine, spread
+from benchmarks.results import add_json_option, machine, spread, write
 from vllm_glm41v_npu.quant.kernels import int8_linear, int8_matmul, pack_weight
+from vllm_glm41v_npu.reporting.results import FLOOR, Row, compare
 
 SHAPES = {  # name: (K, N)
     "qkv_proj": (4096, 4608),
@@ -140,16 +139,21 @@ def time_table(figures: dict[str, dict[int, Figures]]) -> list[str]:
     return lines
 
 
+def bandwidths(layer: str, times: Figures) -> tuple[list[float], list[float]]:
+    """GB/s of ours, which reads the weight for one token, and of reading alone."""
+    sizes = {name: columns * rows for name, (columns, rows) in SHAPES.items()}
+    sizes[LAYER] = sum(sizes.values())
+    arrays = len(SHAPES) if layer == LAYER else 1
+    best = map(min, times[SUM], times[DOT])
+    read = [arrays * (1 << 28) / t / 1e6 for t in best]
+    return [sizes[layer] / t / 1e6 for t in times[OURS]], read
+
+
 def bandwidth_table(figures: dict[str, dict[int, Figures]]) -> list[str]:
     """How fast one token reads the weight, beside the faster of two ways to read, by the round."""
     lines = ["| layer | ours, GB/s | read, GB/s | share |", "|---|---|---|---|"]
-    sizes = {name: columns * rows for name, (columns, rows) in SHAPES.items()}
-    sizes[LAYER] = sum(sizes.values())
     for layer, by_tokens in figures.items():
-        arrays = len(SHAPES) if layer == LAYER else 1
-        ours = [sizes[layer] / t / 1e6 for t in by_tokens[1][OURS]]
-        best = map(min, by_tokens[1][SUM], by_tokens[1][DOT])
-        read = [arrays * (1 << 28) / t / 1e6 for t in best]
+        ours, read = bandwidths(layer, by_tokens[1])
         lines.append(
             f"| {layer} | {spread(ours)} | {spread(read)} | {spread(ratios(ours, read))} |"
         )
@@ -177,6 +181,19 @@ def exactness_table() -> list[str]:
     return lines
 
 
+def report_rows(figures: dict[str, dict[int, Figures]]) -> list[Row]:
+    """Times of a whole layer, and the bandwidth of one token."""
+    found = []
+    for tokens, times in figures[LAYER].items():
+        case = f"four linear layers, {tokens} tokens"
+        for kind, name in {OURS: "W8A8", SMALL: "W8A8S"}.items():
+            for peer in (VLLM, FLOAT):
+                found.append(compare(f"{name} layer", case, "ms", times[kind], peer, times[peer]))
+    ours, read = bandwidths(LAYER, figures[LAYER][1])
+    one = "one token reads its weights"
+    return [*found, compare(one, "W8A8", "GB/s", ours, FLOOR, read, higher_is_better=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="few rounds, at most 16 tokens")
@@ -184,7 +201,7 @@ def main() -> None:
         "--avx2", action="store_true", help="as on a CPU that has no more than AVX2"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     if options.avx2 and any(os.environ.get(key) != value for key, value in ONLY_AVX2.items()):
         os.environ.update(ONLY_AVX2)  # read when the libraries start
@@ -200,8 +217,12 @@ def main() -> None:
     limit = ", held to AVX2" if options.avx2 else ""
     print(f"{options.threads} threads, {machine()}{limit}\n")
     print("\n".join([*time_table(figures), "", *bandwidth_table(figures), "", *exactness_table()]))
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "times_ms": figures}, indent=1))
+    write(
+        options.json,
+        "The exact int8 linear layers of GLM-4.1V-9B's decoder",
+        report_rows(figures),
+        notes=[f"{options.threads} thread(s){limit}. vLLM's kernel is inexact without VNNI."],
+    )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.in_tree import ROOT, SIDES, TINY, machine, spread
+from benchmarks.in_tree import SIDES, TINY
+from benchmarks.results import ROOT, add_json_option, machine, spread, write
+from benchmarks.sides import IN_TREE, variables
+from vllm_glm41v_npu.reporting.results import compare
 
 INPUTS = {
     "1024 x 1024 picture": {"bucket": "{(1024, 1024, 1): 1.0}", "limit": '{"image": 1}'},
@@ -45,12 +47,10 @@ def run(side: str, name: str, prompts: int, folder: Path) -> dict[str, float]:
     command += ["0", "--random-mm-bucket-config", given["bucket"]]
     command += ["--random-mm-limit-mm-per-prompt", given["limit"]]
     command += ["--limit-mm-per-prompt", given["limit"], "--disable-tqdm"]
-    environment = os.environ | {
-        "VLLM_PLUGINS": "glm41v_npu" if side == "ours" else "",
+    environment = variables(side) | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     rounds: list[dict[str, dict[str, dict[str, float]]]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -80,13 +80,14 @@ def main() -> None:
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
     print(f"one thread, {options.rounds} rounds of {options.prompts} requests, {machine()}")
     print("| | | ours, ms | in-tree, ms | in-tree / ours |\n|---|---|---|---|---|")
+    rows = []
     for name in INPUTS:
         for stage, title in STAGES.items():
             ours, theirs = ([one[name][side][stage] for one in rounds] for side in SIDES)
             ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
             print(f"| {name} | {title} | {spread(ours)} | {spread(theirs)} | {spread(ratios)} |")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1))
+            rows.append(compare(title, name, "ms", ours, IN_TREE, theirs))
+    write(options.json, "Pictures and clips in vLLM's processor (vllm bench mm-processor)", rows)
 
 
 if __name__ == "__main__":

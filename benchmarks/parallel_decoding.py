@@ -35,9 +35,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.in_tree import ROOT, machine, spread, write_layers
+from benchmarks.in_tree import write_layers
+from benchmarks.results import ROOT, add_json_option, machine, spread, write
 from vllm_glm41v_npu.decoding.proposer import MemoryProposer
 from vllm_glm41v_npu.decoding.settings import speculative_config
+from vllm_glm41v_npu.reporting.results import Row, compare
 
 SIDES = ("off", "ngram", "memory")
 PROMPT, ANSWER = 192, 96  # tokens
@@ -223,13 +225,29 @@ def report(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> list[str]:
     return lines
 
 
+def rows(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> list[Row]:
+    """Times for the report."""
+    return [
+        compare(
+            "decoding",
+            f"{name}, {kind}",
+            "ms a token",
+            [one[name][kind]["ms"] for one in rounds],
+            "plain decoding",
+            [one[name]["off"]["ms"] for one in rounds],
+        )
+        for name in rounds[0]
+        for kind in SIDES[1:]
+    ]
+
+
 def main() -> None:
     works = workloads()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=tuple(works), help="one of the workloads")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -247,8 +265,7 @@ def main() -> None:
         rounds.append(figures)
     print(f"{options.threads} threads, {options.rounds} rounds, {machine()}\n")
     print("\n".join(report(rounds)))
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1))
+    write(options.json, "Parallel decoding beside plain decoding", rows(rounds))
 
 
 if __name__ == "__main__":

@@ -12,25 +12,24 @@ anything that gives the same bytes. Pictures are PIL pictures in memory, videos 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.in_tree import machine, spread
+from benchmarks.results import add_json_option, machine, spread, write
 from vllm_glm41v_npu.processing.grid import PatchGeometry
 from vllm_glm41v_npu.processing.image import open_picture, picture_grid, process_picture, resize
 from vllm_glm41v_npu.processing.sampling import VideoSettings
 from vllm_glm41v_npu.processing.settings import ImageSettings
 from vllm_glm41v_npu.processing.video import DecodedVideo
+from vllm_glm41v_npu.reporting.results import FLOOR, Row, compare
 
 GEOMETRY = PatchGeometry()
 PICTURES = {"336 x 336": (336, 336), "1024 x 1024": (1024, 1024), "1080p": (1920, 1080)}
@@ -139,10 +138,22 @@ def report(cases: dict[str, Case], times: dict[str, dict[str, list[float]]]) -> 
     return lines
 
 
+def rows(cases: dict[str, Case], times: dict[str, dict[str, list[float]]]) -> list[Row]:
+    """The same for the report."""
+    found = []
+    for name, case in cases.items():
+        ours, theirs, limit = (times[name][side] for side in ("ours", "transformers", "resize"))
+        found.append(compare("processing", name, "ms", ours, "transformers", theirs))
+        found.append(compare("processing", name, "ms", ours, FLOOR, limit))
+        sizes = [case.ours() / (1 << 20)], [case.transformers() / (1 << 20)]
+        found.append(compare("handed over", name, "MiB", sizes[0], "transformers", sizes[1]))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cases = {name: picture_case(*size) for name, size in PICTURES.items()}
@@ -150,8 +161,12 @@ def main() -> None:
     times: dict[str, Any] = measure(cases, options.rounds)
     print(f"one thread, {options.rounds} rounds, {machine()}")
     print("\n".join(report(cases, times)))
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "times": times}, indent=1))
+    write(
+        options.json,
+        "From a picture or clip in memory to what the engine gets",
+        rows(cases, times),
+        notes=["One thread. The floor is PyTorch's resizing kernel alone."],
+    )
 
 
 if __name__ == "__main__":
