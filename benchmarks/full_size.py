@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The true 9B shape in int8 on this machine's CPU, beside what reading its weights takes.
 
-    python -m benchmarks.full_size FOLDER [--type W8A8] [--layers 40] [--dtype float16]
+    python -m benchmarks.full_size FOLDER [--type W8A8] [--layers 40] [--dtype float16] \\
+        [--json FILE]
 
 A checkpoint with random weights is written to FOLDER first, unless it is there already: 12.4 GB for
 W8A8. W8A8SC is W8A8S after `glm41v compress`, and leaves both. The engine then answers a question
@@ -25,7 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.in_tree import ROOT, machine
+from benchmarks.results import ROOT, add_json_option, machine, write
+from vllm_glm41v_npu.reporting.results import FLOOR, Row, compare
 
 TYPES = ("W8A8", "W8A8S", "W8A8SC")
 PICTURE = ROOT / "assets" / "pictures" / "photo.jpg"
@@ -167,6 +169,18 @@ def report(figures: dict[str, Any], options: argparse.Namespace) -> list[str]:
     ]
 
 
+def rows(figures: dict[str, Any], case: str) -> list[Row]:
+    """The same for the report."""
+    floor_ms = 1e3 * figures["read"] / figures["bandwidth"]
+    return [
+        compare("start-up", case, "s", [figures["start_s"]]),
+        compare("time to first token", case, "ms", [1e3 * figures["first_token_s"]]),
+        compare("decoding", case, "ms a token", [1e3 * figures["token_s"]], FLOOR, [floor_ms]),
+        compare("peak memory allocated", case, "MiB", [figures["allocated"] / (1 << 20)]),
+        compare("peak memory resident", case, "MiB", [figures["resident"] / (1 << 20)]),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="where checkpoints are written, and kept")
@@ -174,6 +188,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=40, help="of the decoder; fewer for a trial")
     parser.add_argument("--tokens", type=int, default=17, help="new tokens, the first included")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float16")
+    add_json_option(parser)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -199,7 +214,10 @@ def main() -> None:
     )
     if done.returncode:
         raise SystemExit(f"The engine ended with exit code {done.returncode}; see above.")
-    print("\n".join(report(json.loads(done.stdout.splitlines()[-1]), options)))
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print("\n".join(report(figures, options)))
+    case = f"{options.layers} layers in {options.type}, the rest in {options.dtype}"
+    write(options.json, "The true shape in int8, beside its floor", rows(figures, case))
 
 
 if __name__ == "__main__":

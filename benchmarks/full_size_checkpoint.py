@@ -2,8 +2,8 @@
 """A checkpoint of the true shape of GLM-4.1V-9B, with random weights.
 
 A quantised one is in msModelSlim's format, and all linear layers of the decoder are in int8:
-down_proj too, so that the network fits a machine of 24 GiB. Weights are so small that activations keep their size
-from layer to layer; nothing it says makes sense.
+down_proj too, so that the network fits a machine of 24 GiB. Weights are so small that activations
+keep their size from layer to layer; nothing it says makes sense.
 """
 
 from __future__ import annotations

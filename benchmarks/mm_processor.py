@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
+from benchmarks.commands import vllm_bench
 from benchmarks.in_tree import SIDES, TINY
-from benchmarks.results import ROOT, add_json_option, machine, spread, write
-from benchmarks.sides import IN_TREE, variables
+from benchmarks.results import add_json_option, machine, spread, write
+from benchmarks.sides import IN_TREE
 from vllm_glm41v_npu.reporting.results import compare
 
 INPUTS = {
@@ -34,32 +32,20 @@ STAGES = {
 PIXELS = {"size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 2 * 3000}}
 
 
-def run(side: str, name: str, prompts: int, folder: Path) -> dict[str, float]:
+def run(side: str, name: str, prompts: int) -> dict[str, float]:
     """Medians of each stage in a fresh process, in ms."""
-    result = folder / "result.json"
     given = INPUTS[name]
-    command = [str(Path(sys.executable).parent / "vllm"), "bench", "mm-processor"]
-    command += ["--model", str(TINY), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "8192", "--mm-processor-kwargs", json.dumps(PIXELS)]
-    command += ["--num-prompts", str(prompts), "--num-warmups", "2", "--output-json", str(result)]
-    command += ["--random-input-len", "16", "--random-output-len", "1"]
-    command += ["--random-mm-base-items-per-request", "1", "--random-mm-num-mm-items-range-ratio"]
-    command += ["0", "--random-mm-bucket-config", given["bucket"]]
-    command += ["--random-mm-limit-mm-per-prompt", given["limit"]]
-    command += ["--limit-mm-per-prompt", given["limit"], "--disable-tqdm"]
-    environment = variables(side) | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"The {side} side failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    stats = json.loads(result.read_text())["mm_processor_stats"]
-    return {stage: stats[stage]["median"] for stage in STAGES}
+    options = ["--model", str(TINY), "--dtype", "float32", "--enforce-eager"]
+    options += ["--max-model-len", "8192", "--mm-processor-kwargs", json.dumps(PIXELS)]
+    options += ["--num-prompts", str(prompts), "--num-warmups", "2", "--disable-tqdm"]
+    options += ["--random-input-len", "16", "--random-output-len", "1"]
+    options += ["--random-mm-base-items-per-request", "1", "--random-mm-num-mm-items-range-ratio"]
+    options += ["0", "--random-mm-bucket-config", given["bucket"]]
+    options += ["--random-mm-limit-mm-per-prompt", given["limit"]]
+    options += ["--limit-mm-per-prompt", given["limit"]]
+    alone = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+    found = vllm_bench(side, "mm-processor", *options, output="--output-json", more=alone)
+    return {stage: found["mm_processor_stats"][stage]["median"] for stage in STAGES}
 
 
 def main() -> None:
@@ -69,15 +55,11 @@ def main() -> None:
     add_json_option(parser)
     options = parser.parse_args()
     rounds: list[dict[str, dict[str, dict[str, float]]]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.rounds):
-            rounds.append(
-                {
-                    name: {side: run(side, name, options.prompts, Path(folder)) for side in SIDES}
-                    for name in INPUTS
-                }
-            )
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+    for number in range(options.rounds):
+        rounds.append(
+            {name: {side: run(side, name, options.prompts) for side in SIDES} for name in INPUTS}
+        )
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
     print(f"one thread, {options.rounds} rounds of {options.prompts} requests, {machine()}")
     print("| | | ours, ms | in-tree, ms | in-tree / ours |\n|---|---|---|---|---|")
     rows = []

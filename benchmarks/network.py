@@ -17,6 +17,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmarks.full_size import bandwidth
 from benchmarks.full_size_checkpoint import MID_LAYERS, SMALL_VOCABULARY, write_checkpoint
@@ -36,7 +37,7 @@ def start(stack: ExitStack, folder: Path, kinds: list[str]) -> dict[str, Side]:
     """Every side by its name in the report; ours is first."""
     mid, quantised = folder / FLOAT, folder / W8A8
     write_checkpoint(mid, FLOAT, MID_LAYERS, SMALL_VOCABULARY)
-    options = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}
+    options: dict[str, Any] = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}
     ours = stack.enter_context(Side(OURS, mid, **options))
     sides = {OURS: ours}
     sides[IN_TREE] = stack.enter_context(Side(IN_TREE, mid, ours.dtype, **options))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many operators this package's network calls on each Ascend chip, beside vLLM's in-tree one.
 
-    python -m benchmarks.operator_calls [--write docs/operators.md]
+    python -m benchmarks.operator_calls [--write docs/operators.md] [--json FILE]
 
 Runs in .venv-ascend, on the emulated NPU, and takes four minutes: these are counts of calls, and no
 times. Each network runs in processes of its own, with two random checkpoints that differ in depth
@@ -25,10 +25,14 @@ from benchmarks.operator_page import (
     REQUESTS,
     Calls,
     Run,
+    count,
     difference,
+    figures,
     page,
 )
+from benchmarks.results import add_json_option, write
 from tests.ascend.networks import IN_TREE, OURS, WAITS, lift_refusals, so_far, start
+from vllm_glm41v_npu.reporting.results import Row, compare
 
 SQUARE, WIDE = (112, 112), (60, 200)
 
@@ -99,9 +103,23 @@ def run(chip: str, side: str, made: list[Path]) -> Run:
     return Run(*found)
 
 
+def rows(runs: dict[str, dict[str, Run]]) -> list[Row]:
+    """Calls of both for the report."""
+    found = []
+    for chip, sides in runs.items():
+        ours, theirs = (figures(sides[side]) for side in (OURS, IN_TREE))
+        for title, calls in ours.items():
+            sums = [[float(sum(count(one)))] for one in (calls, theirs[title])]
+            found.append(
+                compare(f"operator calls, {title}", chip, "calls", sums[0], IN_TREE, sums[1])
+            )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--write", type=Path, help="the page to write; else it is printed")
+    add_json_option(parser)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -119,6 +137,7 @@ def main() -> None:
         options.write.write_text(page(runs))
     else:
         print(page(runs))
+    write(options.json, "Operator calls on an emulated NPU", rows(runs))
 
 
 if __name__ == "__main__":

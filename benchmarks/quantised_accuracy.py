@@ -2,7 +2,7 @@
 """What quantisation costs the trained tiny checkpoint: held-out accuracy, and layer errors.
 
     OMP_NUM_THREADS=1 python -m benchmarks.quantised_accuracy [--count 1000] [--clips 400] \\
-        [--beside FOLDER ...]
+        [--beside FOLDER ...] [--json FILE]
 
 The checkpoint is quantised to each type by the defaults of `glm41v quantize`, and read by
 transformers with the published formulas in place of its quantised layers (tests/quant),
@@ -13,7 +13,6 @@ and last those that other tools made of it (msModelSlim: benchmarks/msmodelslim_
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -21,11 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import ROOT, add_json_option, write
 from tests.quant.reference import Checkpoint
 from tools.tiny_evaluate import Reader, final_answer, heldout_sets, heldout_videos
 from vllm_glm41v_npu.quant.quantiser import TYPES, Request, quantise
+from vllm_glm41v_npu.reporting import results
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "assets" / "glm41v-tiny"
 
 Row = dict[str, Any]
@@ -88,12 +88,37 @@ def show(row: Row, columns: list[str]) -> None:
     print(f"| {' | '.join(texts)} |", flush=True)
 
 
+def report_rows(rows: Sequence[Row]) -> Iterator[results.Row]:
+    """The same for the report; the float checkpoint is every type's peer."""
+    first, *others = rows
+    sets = [name for name in first if name != "type"]
+    for row in rows:
+        for name in sets:
+            values = [100 * row[name]]
+            beside = ("float", [100 * first[name]]) if row is not first else (None, ())
+            yield results.compare(
+                f"right answers, {name}",
+                row["type"],
+                "%",
+                values,
+                *beside,
+                higher_is_better=True,
+                type=row["type"],
+            )
+    for row in others:
+        if "median layer error" in row:
+            error = [100 * row["median layer error"]]
+            yield results.compare("median error of a layer", row["type"], "%", error)
+            taken = [row["seconds to quantise"]]
+            yield results.compare("quantising", row["type"], "s", taken)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy before and after quantisation.")
     parser.add_argument("--count", type=int, default=1000, help="written numbers")
     parser.add_argument("--clips", type=int, default=400)
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="made by other tools")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     args = parser.parse_args()
     rows: list[Row] = []
     columns: list[str] = []
@@ -103,8 +128,7 @@ def main() -> None:
             columns = [*row, "median layer error", "largest layer error", "seconds to quantise"]
             print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
         show(row, columns)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write(args.json, "What quantisation costs the tiny checkpoint", list(report_rows(rows)))
 
 
 if __name__ == "__main__":

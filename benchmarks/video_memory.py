@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak memory and time of a long clip, from the file's bytes to what the engine gets.
 
-    python -m benchmarks.video_memory [--seconds 300] [--width 1920] [--height 1080]
+    python -m benchmarks.video_memory [--seconds 300] [--width 1920] [--height 1080] [--json FILE]
 
 Each side runs in a process of its own on the same H.264 file, which is made first: this package,
 and what vLLM's in-tree class does (vLLM's loader, then transformers' processor). Printed is how far
@@ -11,7 +11,7 @@ the peak of resident memory rose above where it stood with everything imported a
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import resource
 import subprocess
 import sys
@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.in_tree import machine
+from benchmarks.results import ROOT, add_json_option, machine, write
+from benchmarks.sides import IN_TREE, OURS, variables
+from vllm_glm41v_npu.reporting.results import compare
 
-ROOT = Path(__file__).resolve().parents[1]
-SIDES = ("ours", "in-tree")
+SIDES = (OURS, IN_TREE)
 FPS = 2
 
 
@@ -77,15 +78,15 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(side: str, path: Path) -> str:
-    """A row of the table, worked out in this process."""
+def measure(side: str, path: Path) -> dict[str, Any]:
+    """Figures of this process."""
     data = path.read_bytes()
-    work: Any = ours if side == "ours" else in_tree
+    work: Any = ours if side == OURS else in_tree
     work(_warm_up())
     before, begin = peak_mib(), time.perf_counter()
     grid = work(data)
     taken = time.perf_counter() - begin
-    return f"| {side} | {peak_mib() - before:,.0f} MiB | {taken:.1f} s | {grid} |"
+    return {"mib": peak_mib() - before, "seconds": taken, "grid": grid}
 
 
 def _warm_up() -> bytes:
@@ -101,12 +102,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--width", type=int, default=1920)
     parser.add_argument("--height", type=int, default=1080)
+    add_json_option(parser)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(measure(options.child[0], Path(options.child[1])))
+        print(json.dumps(measure(options.child[0], Path(options.child[1]))))
         return
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         write_clip(path, options.seconds, options.width, options.height)
@@ -115,10 +117,19 @@ def main() -> None:
         print("| | peak above the start | time | grid |\n|---|---|---|---|")
         for side in SIDES:
             command = [sys.executable, "-m", "benchmarks.video_memory", "--child", side, str(path)]
+            quiet = variables(side) | {"VLLM_LOGGING_LEVEL": "ERROR"}
             done = subprocess.run(
-                command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+                command, env=quiet, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
             )
-            print(done.stdout.splitlines()[-1], flush=True)
+            found[side] = one = json.loads(done.stdout.splitlines()[-1])
+            mib, seconds = one["mib"], one["seconds"]
+            print(f"| {side} | {mib:,.0f} MiB | {seconds:.1f} s | {one['grid']} |", flush=True)
+    case = f"{options.seconds} s of {size}"
+    rows = [
+        compare(what, case, unit, [found[OURS][key]], IN_TREE, [found[IN_TREE][key]])
+        for key, what, unit in (("mib", "peak memory", "MiB"), ("seconds", "processing", "s"))
+    ]
+    write(options.json, "Processing of a long clip, from its file", rows)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +56,13 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(model: Path, log: Path, *options: str, port: int | None = None) -> Iterator[Server]:
+def serving(
+    model: Path,
+    log: Path,
+    *options: str,
+    port: int | None = None,
+    variables: Mapping[str, str] = os.environ,
+) -> Iterator[Server]:
     """A server that is stopped afterwards: eager on a CPU, with graphs on an NPU.
 
     None of its processes may outlive it.
@@ -65,7 +71,7 @@ def serving(model: Path, log: Path, *options: str, port: int | None = None) -> I
     command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model), *options]
     command += ["--port", str(port), "--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8"]
     command += ["--enforce-eager"] if ON_CPU else []
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment = {**variables, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with log.open("a") as output:
         process = psutil.Popen(command, stdout=output, stderr=output, env=environment)
     server = Server(process, log, port)
