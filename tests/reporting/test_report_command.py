@@ -52,6 +52,7 @@ def test_tables_hold_every_figure(made):
     assert "| first token | a\\|b | ms | 2 (1 to 4) | in-tree | 4 (2 to 6) | 2 (1 to 3) |" in text
     assert "| first token | no peer | ms | 3 | - | - | - |" in text
     assert "| first token | peer alone | ms | - | in-tree | 1,234 | - |" in text
+    assert "| first token | p99, 4 requests at once | ms | 4 | in-tree | 5 | 1.25 |" in text
     assert "| token |  | ms | 4 | floor | 3 | 75% of it |" in text
     assert page.count('<td class="figure">') == 7 * sum(len(one.rows) for one in RESULTS)
 
@@ -60,7 +61,7 @@ def test_what_was_not_measured_is_told(made):
     """Guards against a failure that the page passes over."""
     page, text = made
     assert "| network | the same on an NPU | this machine has none |" in text
-    assert "| broken | all of it | failed: exit code 1; its last lines: |" in text
+    assert "| broken | all of it | failed: exit code 1 |" in text
     assert "it &lt;fell&gt; over" in page and "a CPU &lt;of ours&gt;" in page
 
 

@@ -72,7 +72,7 @@ def missing(results: Sequence[Result]) -> Iterator[tuple[str, Missing]]:
         for one in result.missing:
             names.setdefault(one, []).append(result.name)
         if result.status != "measured":
-            line = (result.why or "no reason was recorded").splitlines()[0]
+            line = (result.why or "no reason was recorded").partition("; its last lines:")[0]
             names.setdefault(Missing(what="all of it", why=f"{result.status}: {line}"), []).append(
                 result.name
             )
@@ -84,7 +84,9 @@ def cells(row: Row) -> tuple[str, ...]:
     gain = spread(row.gain)
     if row.gain and row.peer == FLOOR:
         gain = f"{row.gain.median:.0%} of it"
-    return row.what, row.case, row.unit, spread(row.ours), row.peer or "-", spread(row.theirs), gain
+    load = None if row.load is None else f"{row.load:g} {row.load_unit}"
+    case = ", ".join(filter(None, (row.case, load)))
+    return row.what, case, row.unit, spread(row.ours), row.peer or "-", spread(row.theirs), gain
 
 
 def spread(values: Spread | None) -> str:

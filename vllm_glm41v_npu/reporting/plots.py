@@ -10,7 +10,7 @@ from itertools import groupby
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from vllm_glm41v_npu.reporting.results import FLOOR, Result, Row, Spread
 
@@ -58,13 +58,14 @@ def gains(rows: Sequence[Row], share: bool = False) -> str:
         axes.axvline(1, color="black", linewidth=0.8)
         if not share:
             axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: f"{value:.0%}" if share else f"{value:g}x")
         )
         axes.set_xlim(*_limits(rows, share))
         axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
         return _svg(figure)
 

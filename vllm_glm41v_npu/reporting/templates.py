@@ -22,7 +22,7 @@ th, td { text-align: left; padding: 0.3rem 0.6rem; border-bottom: 1px solid #e2e
 td.figure { font-variant-numeric: tabular-nums; }
 code, pre { font: 0.85em ui-monospace, monospace; }
 pre { background: #fef2f2; padding: 0.8rem; overflow-x: auto; }
-svg { max-width: 100%; height: auto; }
+svg { width: 100%; height: auto; }
 .failed { color: #b91c1c; } .measured { color: #047857; } .note { color: #475569; }
 </style>
 </head>
