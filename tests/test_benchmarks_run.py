@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import run
 from benchmarks.run import BENCHMARKS, Benchmark, chosen, run_all
+from benchmarks.sides import IN_TREE, OURS, variables
 from vllm_glm41v_npu.reporting.results import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,3 +96,10 @@ def test_every_benchmark_is_there():
         source = (ROOT / "benchmarks" / f"{benchmark.name}.py").read_text()
         assert "add_json_option(" in source, benchmark.name
         assert bool(benchmark.why_not) == (benchmark.quick is None), benchmark.name
+
+
+def test_the_in_tree_side_lacks_our_plugin_alone():
+    """Guards against a peer that is ours too, or that has lost the NPU's plugins."""
+    ours, theirs = (set(variables(side)["VLLM_PLUGINS"].split(",")) for side in (OURS, IN_TREE))
+    assert ours - theirs == {"glm41v_npu"}
+    assert ours - {"glm41v_npu"} == theirs - {""}
