@@ -86,13 +86,15 @@ def test_an_old_result_does_not_stand_for_a_failure(stub, tmp_path):
 
 def test_unknown_name():
     """Guards against a mistyped name that runs nothing, without a word."""
-    with pytest.raises(SystemExit, match="No benchmark is named networks; there are: network,"):
+    with pytest.raises(SystemExit, match="No benchmark is named networks; there are: preprocess,"):
         chosen(["networks"])
 
 
 def test_every_benchmark_is_there():
-    """Guards against a line of the list whose module is not, or that says no reason."""
+    """Guards against a line of the list without a module, a reason or a word in the documents."""
+    texts = [(ROOT / "docs" / name).read_text() for name in ("benchmarks.md", "benchmarks.zh.md")]
     for benchmark in BENCHMARKS:
+        assert all(f"| `{benchmark.name}` |" in text for text in texts), benchmark.name
         source = (ROOT / "benchmarks" / f"{benchmark.name}.py").read_text()
         assert "add_json_option(" in source, benchmark.name
         assert bool(benchmark.why_not) == (benchmark.quick is None), benchmark.name
