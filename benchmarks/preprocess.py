@@ -29,7 +29,7 @@ from vllm_glm41v_npu.processing.image import open_picture, picture_grid, process
 from vllm_glm41v_npu.processing.sampling import VideoSettings
 from vllm_glm41v_npu.processing.settings import ImageSettings
 from vllm_glm41v_npu.processing.video import DecodedVideo
-from vllm_glm41v_npu.reporting.results import FLOOR, Row, compare
+from vllm_glm41v_npu.reporting.results import Row, compare
 
 GEOMETRY = PatchGeometry()
 PICTURES = {"336 x 336": (336, 336), "1024 x 1024": (1024, 1024), "1080p": (1920, 1080)}
@@ -142,9 +142,8 @@ def rows(cases: dict[str, Case], times: dict[str, dict[str, list[float]]]) -> li
     """The same for the report."""
     found = []
     for name, case in cases.items():
-        ours, theirs, limit = (times[name][side] for side in ("ours", "transformers", "resize"))
+        ours, theirs = (times[name][side] for side in ("ours", "transformers"))
         found.append(compare("processing", name, "ms", ours, "transformers", theirs))
-        found.append(compare("processing", name, "ms", ours, FLOOR, limit))
         sizes = [case.ours() / (1 << 20)], [case.transformers() / (1 << 20)]
         found.append(compare("handed over", name, "MiB", sizes[0], "transformers", sizes[1]))
     return found
@@ -165,7 +164,7 @@ def main() -> None:
         options.json,
         "From a picture or clip in memory to what the engine gets",
         rows(cases, times),
-        notes=["One thread. The floor is PyTorch's resizing kernel alone."],
+        notes=["One thread."],
     )
 
 
