@@ -51,7 +51,7 @@ BENCHMARKS = (
     Benchmark("video_memory", "--seconds 20 --width 1280 --height 720"),
     Benchmark("int8_linear", "--quick"),
     Benchmark("parallel_decoding", "--rounds 2 --only copy", "--rounds 5"),
-    Benchmark("quantised_accuracy", "--count 20 --clips 20", "--count 300 --clips 200"),
+    Benchmark("quantised_accuracy", "--count 10 --clips 10", "--count 300 --clips 200"),
     Benchmark("repeated_picture", "--rounds 4", "--rounds 15"),
     Benchmark("network", "--rounds 3 --tokens 9", "--rounds 7"),
     Benchmark("serving", "--load 1 4 --prompts 16 --rounds 1", "--load 1 2 4 8 16 --rounds 3"),
