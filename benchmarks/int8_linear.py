@@ -185,7 +185,7 @@ def report_rows(figures: dict[str, dict[int, Figures]]) -> list[Row]:
     """Times of a whole layer, and the bandwidth of one token."""
     found = []
     for tokens, times in figures[LAYER].items():
-        case = f"four linear layers, {tokens} tokens"
+        case = f"four linear layers, tokens: {tokens}"
         for kind, name in {OURS: "W8A8", SMALL: "W8A8S"}.items():
             for peer in (VLLM, FLOAT):
                 found.append(compare(f"{name} layer", case, "ms", times[kind], peer, times[peer]))

@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmark-results")
     options = parser.parse_args()
     benchmarks = chosen(options.only)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as by Ctrl-C: leave nothing
     try:
         good = run_all(benchmarks, options.quick, options.output)
     except ResultsError as error:

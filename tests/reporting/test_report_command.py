@@ -52,7 +52,7 @@ def test_tables_hold_every_figure(made):
     assert "| first token | a\\|b | ms | 2 (1 to 4) | in-tree | 4 (2 to 6) | 2 (1 to 3) |" in text
     assert "| first token | no peer | ms | 3 | - | - | - |" in text
     assert "| first token | peer alone | ms | - | in-tree | 1,234 | - |" in text
-    assert "| first token | p99, 4 requests at once | ms | 4 | in-tree | 5 | 1.25 |" in text
+    assert "| first token | p99, requests at once: 4 | ms | 4 | in-tree | 5 | 1.25 |" in text
     assert "| token |  | ms | 4 | floor | 3 | 75% of it |" in text
     assert page.count('<td class="figure">') == 7 * sum(len(one.rows) for one in RESULTS)
 

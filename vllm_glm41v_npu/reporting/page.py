@@ -84,7 +84,7 @@ def cells(row: Row) -> tuple[str, ...]:
     gain = spread(row.gain)
     if row.gain and row.peer == FLOOR:
         gain = f"{row.gain.median:.0%} of it"
-    load = None if row.load is None else f"{row.load:g} {row.load_unit}"
+    load = None if row.load is None else f"{row.load_unit}: {row.load:g}"
     case = ", ".join(filter(None, (row.case, load)))
     return row.what, case, row.unit, spread(row.ours), row.peer or "-", spread(row.theirs), gain
 
