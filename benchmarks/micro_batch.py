@@ -14,7 +14,6 @@ off / on of the same round (above 1 is better for it), and how much of the sums'
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -24,7 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.in_tree import machine, spread, write_layers
+from benchmarks.in_tree import write_layers
+from benchmarks.results import add_json_option, machine, spread, write
+from vllm_glm41v_npu.reporting.results import Row, Spread, compare
 
 SIDES = ("off", "on")
 
@@ -119,12 +120,22 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def figures(row: dict[str, Any]) -> list[Row]:
+    """What a report shows of a delay."""
+    case = f"a sum takes {row['delay_ms']:g} ms at least" if row["delay_ms"] else "no delay"
+    found = [compare("prefill on two ranks", case, "ms", row["on"], "without", row["off"])]
+    if row["hidden"]:
+        hidden = Spread.of([100 * share for share in row["hidden"]])
+        found.append(Row(what="hidden", case=case, unit="%", higher_is_better=True, ours=hidden))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--delays", type=float, nargs="+", default=[0, 50, 200], help="ms of a sum")
     parser.add_argument("--tokens", type=int, default=2048, help="of the prompt")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    add_json_option(parser)
     options = parser.parse_args()
     os.environ |= {
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -155,8 +166,8 @@ def main() -> None:
         llm.llm_engine.engine_core.shutdown()
     print(f"{options.tokens} tokens, two ranks of one thread, {options.rounds} rounds, {machine()}")
     print("\n".join(report(rows)))
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+    title = f"Micro batch: a prefill of {options.tokens} tokens on two ranks"
+    write(options.json, title, [row for found in rows for row in figures(found)])
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ BENCHMARKS = (
     Benchmark("video_memory", "--seconds 20 --width 1280 --height 720"),
     Benchmark("int8_linear", "--quick"),
     Benchmark("parallel_decoding", "--rounds 2 --only copy", "--rounds 5"),
+    Benchmark("micro_batch", None, "", "two ranks need both cores for minutes"),
     Benchmark("quantised_accuracy", "--count 10 --clips 10", "--count 300 --clips 200"),
     Benchmark("repeated_picture", "--rounds 4", "--rounds 15"),
     Benchmark("network", "--rounds 3 --tokens 9", "--rounds 7"),
