@@ -125,7 +125,10 @@ def main() -> None:
         options.json,
         "Servers under load (vllm bench serve)",
         [*lines, *rows(found)],
-        notes=["The tiny checkpoint, eager on a CPU; answers of 32 tokens about new pictures."],
+        notes=[
+            "The tiny checkpoint, eager on a CPU; answers of 32 tokens about new pictures.",
+            "Each server was started once, ours first.",
+        ],
     )
 
 
