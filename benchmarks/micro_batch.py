@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Micro batch beside the same engine without it, on two devices and over a link that is slow.
 
-    python -m benchmarks.micro_batch [--delays 0 50 200] [--tokens 2048] [--rounds 5] [--json FILE]
+    python -m benchmarks.micro_batch [--delays 0 200 400] [--tokens 1024] [--rounds 5] [--json FILE]
 
 Layers of the true size with random weights, float32, two ranks. In each round the same prompt is
-prefilled with micro batch and without, in turn. A link is made slow by a delay that every sum over
-the ranks takes at least, on both sides; 0 is this machine's own, gloo with micro batch and vLLM's
-shared memory without. Printed are medians and ranges of the time to the first token, the ratio
-off / on of the same round (above 1 is better for it), and how much of the sums' time is hidden:
-1 - (time that a rank waited) / (time that the sums took), on rank 0.
+prefilled with micro batch and without, in turn. A link is made slow by a time that a sum of all
+tokens over the ranks takes at least, and one of half of them half of it; 0 is this machine's own,
+gloo with micro batch and vLLM's shared memory without. Printed are medians and ranges of the time to
+the first token, the ratio off / on of the same round (above 1 is better for it), and how much of the
+sums' time is hidden: 1 - (time that a rank waited) / (time that the sums took), on rank 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SlowLink:
     get_model: Any  # of the worker that this extends
 
     def cut_from(self, fewest: int, delay: float) -> dict[str, float]:
-        """Cut steps from `fewest` tokens on, and let sums take `delay` seconds at least.
+        """Cut steps from `fewest` tokens on; a sum takes `delay` seconds a token at least.
 
         Returns what was counted since the last call.
         """
@@ -46,17 +46,18 @@ class SlowLink:
 
         from vllm_glm41v_npu.models import micro_batch
 
-        counts = {"sums": 0.0, "waited": 0.0}
+        counts = {"taken": 0.0, "waited": 0.0}
         before = getattr(self, "counts", counts)
 
         class Sum:
             """One all-reduce, which is not over before the delay is."""
 
             def __init__(self, share: Any) -> None:
-                self.ready = time.perf_counter() + delay
+                seconds = delay * share.shape[0]
+                self.ready = time.perf_counter() + seconds
                 group = get_tp_group().device_group
                 self.work = torch.distributed.all_reduce(share, group=group, async_op=True)
-                counts["sums"] += 1
+                counts["taken"] += seconds
 
             def wait(self) -> None:
                 begin = time.perf_counter()
@@ -67,7 +68,7 @@ class SlowLink:
         def sum_now(share: Any) -> Any:
             begin = time.perf_counter()
             share = get_tp_group().all_reduce(share)
-            time.sleep(max(0.0, begin + delay - time.perf_counter()))
+            time.sleep(max(0.0, begin + delay * share.shape[0] - time.perf_counter()))
             return share
 
         micro_batch.start_sum = Sum
@@ -98,12 +99,11 @@ def measure(llm: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"delay_ms": milliseconds, "off": [], "on": [], "hidden": []}
         for number in range(options.rounds + 1):
             for side in SIDES:
-                seconds, counts = prefill(side, milliseconds / 1e3)
+                seconds, counts = prefill(side, milliseconds / 1e3 / options.tokens)
                 if number:  # the first warms up
                     row[side].append(1e3 * seconds)
                     if side == "on" and milliseconds:
-                        taken = counts["sums"] * milliseconds / 1e3
-                        row["hidden"].append(1 - counts["waited"] / taken)
+                        row["hidden"].append(1 - counts["waited"] / counts["taken"])
             print(f"{milliseconds} ms: round {number}", file=sys.stderr, flush=True)
         rows.append(row)
     return rows
@@ -132,8 +132,10 @@ def figures(row: dict[str, Any]) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--delays", type=float, nargs="+", default=[0, 50, 200], help="ms of a sum")
-    parser.add_argument("--tokens", type=int, default=2048, help="of the prompt")
+    parser.add_argument(
+        "--delays", type=float, nargs="+", default=[0, 200, 400], help="ms of a sum"
+    )
+    parser.add_argument("--tokens", type=int, default=1024, help="of the prompt")
     parser.add_argument("--rounds", type=int, default=5)
     add_json_option(parser)
     options = parser.parse_args()
