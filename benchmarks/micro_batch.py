@@ -6,9 +6,9 @@
 Layers of the true size with random weights, float32, two ranks. In each round the same prompt is
 prefilled with micro batch and without, in turn. A link is made slow by a time that a sum of all
 tokens over the ranks takes at least, and one of half of them half of it; 0 is this machine's own,
-gloo with micro batch and vLLM's shared memory without. Printed are medians and ranges of the time to
-the first token, the ratio off / on of the same round (above 1 is better for it), and how much of the
-sums' time is hidden: 1 - (time that a rank waited) / (time that the sums took), on rank 0.
+gloo with micro batch and vLLM's shared memory without. Printed are medians and ranges of the time
+to the first token, the ratio off / on of the same round (above 1 is better for it), and how much of
+the sums' time is hidden: 1 - (time that a rank waited) / (time that the sums took), on rank 0.
 """
 
 from __future__ import annotations

@@ -175,7 +175,8 @@ def check(command: Command) -> None:
     elif program in CHECKS and len(words) + (program == "make") > 1:
         CHECKS[program]([program, *words[1:]])
     else:
-        assert program in HARDWARE | ELSEWHERE | DEFINITIONS or "=" in program, f"unknown: {command}"
+        known = HARDWARE | ELSEWHERE | DEFINITIONS
+        assert program in known or "=" in program, f"unknown: {command}"
 
 
 @pytest.fixture(autouse=True)
