@@ -273,5 +273,5 @@ def test_error_messages_are_quoted_as_they_are():
             text = re.sub(r'"\s+f?"', "", source.read_text())  # string literals joined
             assert quoted in text, quoted
         assert "`computes wrong results on Atlas 310P`" in page.read_text()
-    assert "computes wrong results on {backend.name}" in (package / "dtype.py").read_text()
+    assert "computes wrong results on {backend.name}" in (package / "checks.py").read_text()
     assert "and works with {works}" in (package / "plugin.py").read_text()
