@@ -63,6 +63,10 @@ class Parsed(Exception):
 
 
 def check_vllm(words: list[str]) -> None:
+    if words[1] == "bench":
+        module = "vllm.entrypoints.cli.benchmark." + words[2].replace("-", "_")
+        assert len(words) == 3 and importlib.util.find_spec(module), words
+        return
     assert words[:2] == ["vllm", "serve"], words
     serve_parser().parse_args(words[2:])
 

@@ -34,7 +34,7 @@ def choose_dtype(monkeypatch):
 
     def choose(backend: Backend):
         dtype.choose_dtype.__wrapped__(backend, plugin.MODEL_TYPE)
-        check_settings(backend, plugin.ARCHITECTURE)
+        check_settings.__wrapped__(backend, plugin.ARCHITECTURE)
 
         def resolve(name: str, model_type="glm4v", **keys) -> torch.dtype:
             config = PretrainedConfig(dtype=torch.bfloat16, **keys)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from vllm_glm41v_npu.options import micro_batch_tokens
 from vllm_glm41v_npu.platform import Backend
 
 
+@functools.cache
 def check_settings(backend: Backend, architecture: str) -> None:
     """Have vLLM refuse a dtype that `backend` computes wrongly, and this package's own options."""
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig

@@ -151,16 +151,16 @@ def test_two_torches(machine, monkeypatch, tmp_path):
     [
         ("os.abort()", "ended by SIGABRT"),
         ("os._exit(3)", "exit code 3"),
-        ("import time; time.sleep(600)", "no answer within 2 s"),
+        ("import time; time.sleep(600)", "no answer within 5 s"),
         ("print('loading', flush=True); raise OSError('libascendcl.so: no file')", "libascendcl"),
     ],
 )
 def test_vllm_that_does_not_start(machine, code, said):
     """Guards against a doctor that crashes or hangs with the libraries it looks at."""
-    context = machine(TINY, FAKE_VLLM=code, seconds=2)
+    context = machine(TINY, FAKE_VLLM=code, seconds=5)
     started = time.monotonic()
     found = {finding.name: finding for finding in doctor.examine(context)}
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert found["platform"].status == "fail"
     assert said in found["platform"].found
     assert found["config.json"].status == "ok"  # it was read before
