@@ -81,7 +81,7 @@ run_benchmarks = status=0; $(VENV)/python -m benchmarks.run $(1) --output $(BENC
 bench: env  ## every benchmark beside its peers, and a report (an hour or two; BENCH_RESULTS=FOLDER)
 	@$(call run_benchmarks)
 
-bench-quick: env  ## fewer rounds of them (ten minutes on two quiet cores)
+bench-quick: env  ## fewer rounds of them (a quarter of an hour on two quiet cores)
 	@$(call run_benchmarks,--quick)
 
 lint: env  ## ruff and mypy

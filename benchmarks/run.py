@@ -150,7 +150,7 @@ def run_all(benchmarks: Sequence[Benchmark], quick: bool, output: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="few rounds: ten minutes in all")
+    parser.add_argument("--quick", action="store_true", help="few rounds: a quarter of an hour")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these alone")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmark-results")
     options = parser.parse_args()
