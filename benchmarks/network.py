@@ -29,7 +29,6 @@ METRICS = {"first_ms": ("time to first token", "ms"), "token_ms": ("decoding", "
 W8A8 = "W8A8"
 DEFAULT = "default"  # the in-tree class in its own dtype
 KINDS = (IN_TREE, DEFAULT, TRANSFORMERS, W8A8)
-LAYER_WEIGHTS = 4096 * 4608 + 4096 * 4096 + 4096 * 27392 + 13696 * 4096
 PIXELS = 336
 UNCACHED: dict[str, Any] = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}
 Pair = tuple[list[Figures], list[Figures]]
@@ -126,7 +125,11 @@ def floor_ms(dtype: str) -> float:
     """What reading the weights of a token takes."""
     import torch
 
-    weights = MID_LAYERS * LAYER_WEIGHTS + SMALL_VOCABULARY * 4096
+    from benchmarks.int8_linear import SHAPES
+
+    layer = sum(columns * rows for columns, rows in SHAPES.values())
+    hidden_size, _ = SHAPES["qkv_proj"]
+    weights = MID_LAYERS * layer + SMALL_VOCABULARY * hidden_size
     return 1e3 * weights * getattr(torch, dtype).itemsize / bandwidth()
 
 

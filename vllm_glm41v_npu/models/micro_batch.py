@@ -120,7 +120,9 @@ class MicroBatch:
         halves = [Half(*pair) for pair in zip(x.split(half), residuals, strict=True)]
         with _shares(decoder):
             self._run_layers(halves, half, decoder.rotary_emb.step(positions))
-        return decoder.end(*(torch.cat(parts) for parts in _parts(halves)))
+        return decoder.end(
+            torch.cat([half.x for half in halves]), torch.cat([half.residual for half in halves])
+        )
 
     def _run_layers(
         self, halves: list[Half], tokens: int, rope_step: tuple[torch.Tensor, ...]
@@ -145,11 +147,6 @@ def _qkv(half: Half, before: DecoderLayer | None, layer: DecoderLayer) -> torch.
     x = half.x if before is None else before.post_mlp_layernorm(half.summed())
     x, half.residual = layer.add_input(x, half.residual)
     return layer.self_attn.qkv_proj(x)[0]
-
-
-def _parts(halves: list[Half]) -> Iterator[tuple[torch.Tensor, ...]]:
-    yield tuple(half.x for half in halves)
-    yield tuple(half.residual for half in halves)
 
 
 def _row_parallel(layer: DecoderLayer) -> tuple[nn.Module, nn.Module]:
