@@ -129,9 +129,7 @@ def test_three_hundred_files(tmp_path: Path) -> None:
         said = log.read_text()
         assert run.wait() == 1, said  # some files could not be read
     check_answers(asked, output)
-    print(
-        f"memory: {early / 2**20:.0f} MiB in the first half, {late / 2**20:.0f} MiB in the second"
-    )
+    print(f"memory by half: {early / 2**20:.0f} and {late / 2**20:.0f} MiB")
     assert late <= early + GROWTH
 
     for item in asked:
