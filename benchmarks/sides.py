@@ -24,6 +24,8 @@ from benchmarks.results import ROOT
 OURS, IN_TREE, TRANSFORMERS = "ours", "in-tree", "transformers"
 PLUGIN = "glm41v_npu"
 QUESTION = "What number is written in the picture?"
+PICTURE_SIZE = {"shortest_edge": 12544, "longest_edge": 2 * 336 * 336}
+"""Pixels that a picture is resized to at least and at most, times two frames, on every side."""
 Figures = dict[str, Any]
 
 
@@ -130,7 +132,7 @@ def vllm_side(model: str, dtype: str, options: dict[str, Any]) -> tuple[str, Cal
         "max_num_seqs": 4,
         "kv_cache_memory_bytes": 256 << 20,
         "limit_mm_per_prompt": {"image": 1, "video": 0},
-        "mm_processor_kwargs": {"size": {"shortest_edge": 12544, "longest_edge": 2 * 336 * 336}},
+        "mm_processor_kwargs": {"size": PICTURE_SIZE},
         "skip_mm_profiling": True,  # else a start takes minutes in bfloat16 on a CPU without it
         "enforce_eager": True,
         "disable_log_stats": False,
@@ -158,6 +160,7 @@ def transformers_side(model: str, dtype: str) -> tuple[str, Callable]:
     from transformers.generation import BaseStreamer
 
     processor = AutoProcessor.from_pretrained(model)
+    processor.image_processor.size = PICTURE_SIZE
     network = Glm4vForConditionalGeneration.from_pretrained(model, dtype=dtype)
 
     class Clock(BaseStreamer):

@@ -32,6 +32,7 @@ from ..processing.info import Glm41vDummyInputsBuilder, Glm41vProcessingInfo
 from ..processing.multimodal import Glm41vMultiModalProcessor
 from ..processing.prompt import TEXT
 from ..processing.settings import ImageSettings
+from .cpu_linear import space_weights
 from .encoder_graph import EncoderGraph
 from .language_model import LanguageModel
 from .lora import refuse_unknown_modules
@@ -89,6 +90,7 @@ class Glm41vForConditionalGeneration(
                 model_class=LanguageModel,
                 prefix=maybe_prefix(prefix, "language_model"),
             )
+        space_weights(self, model_config.dtype)
         self.micro_batch = MicroBatch.of(self.language_model.model, vllm_config)
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
         if load_format == "sharded_state":
