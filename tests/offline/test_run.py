@@ -124,6 +124,24 @@ def test_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arguments["max_model_len"] == LENGTH
 
 
+def test_scaled_positions_are_vllms_to_check(tmp_path: Path, monkeypatch) -> None:
+    """Guards lengths over max_position_embeddings that a checkpoint with yarn takes."""
+    for file in TINY.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((TINY / "config.json").read_text())
+    config["text_config"]["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def refuse(**arguments: Any) -> None:
+        raise ValueError(f"asked for {arguments['max_model_len']}")
+
+    monkeypatch.setattr("vllm.LLM", refuse)
+    options = ["--prompt", "a", "--max-input-length", "100000", "--max-output-length", "1000"]
+    result = CliRunner().invoke(app, ["run", "--model", str(tmp_path), *options])
+    assert result.exit_code == 1 and "asked for 101000" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -65,6 +65,10 @@ def test_means(server):
     assert vars(measure(server)) == pytest.approx(means, rel=1e-4)
 
 
+def test_an_address_as_clients_have_it(server):
+    assert measure(f"{server}/v1/") == measure(server)
+
+
 def test_only_what_was_meanwhile(server, answers):
     """Guards against a look at a server's present that is a look at its whole life."""
     since_start = measure(server)

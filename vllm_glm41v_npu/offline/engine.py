@@ -24,7 +24,9 @@ class TooLong(ValueError):
 
 
 def check_length(arguments: Mapping[str, Any]) -> None:
-    """Hold `max_model_len` of vLLM's LLM against the checkpoint's config.
+    """Hold `max_model_len` of vLLM's LLM against the checkpoint's config, before anything starts.
+
+    With scaled rope positions the most is vLLM's to say.
 
     Raises:
         TooLong: The model has fewer positions.
@@ -37,9 +39,9 @@ def check_length(arguments: Mapping[str, Any]) -> None:
     register_config()
     trusts = arguments["trust_remote_code"]
     config = AutoConfig.from_pretrained(arguments["model"], trust_remote_code=trusts)
-    most = config.get_text_config().max_position_embeddings
-    length = arguments["max_model_len"]
-    if length > most:
+    text = config.get_text_config()
+    most, length = text.max_position_embeddings, arguments["max_model_len"]
+    if text.rope_parameters["rope_type"] == "default" and length > most:
         raise TooLong(
             f"--max-input-length and --max-output-length are {length} tokens together, and the "
             f"model takes {most}. Lower one of them."

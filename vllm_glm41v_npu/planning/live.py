@@ -105,6 +105,7 @@ def measure(server: str, seconds: float = 0.0) -> Measured:
     Raises:
         ServerError: It does not answer, is no vLLM, or has answered no request.
     """
+    server = server.rstrip("/").removesuffix("/v1")  # as OpenAI's clients are given it
     samples = parse(_get(server), server)
     if seconds:
         time.sleep(seconds)
