@@ -62,9 +62,7 @@ NEEDS_ARCTIC = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(
-    "kind", ["ngram", "memory", pytest.param("suffix", marks=NEEDS_ARCTIC)]
-)
+@pytest.mark.parametrize("kind", ["ngram", "memory", pytest.param("suffix", marks=NEEDS_ARCTIC)])
 def test_a_hundred_requests(kind: str, plain: list[RequestOutput]) -> None:
     """Guards every token and its log-probability, with blocks of the prefix cache too."""
     outputs, right = answers(kind)

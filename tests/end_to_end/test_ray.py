@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.cases import CASES
+from tests.end_to_end.servers import left_behind
 from tests.engines import Oracle, ask, check, engine
 
 ray = pytest.importorskip("ray", reason="needs Ray, which is in .venv-ascend")
@@ -19,7 +20,6 @@ ray = pytest.importorskip("ray", reason="needs Ray, which is in .venv-ascend")
 pytestmark = [pytest.mark.ascend, pytest.mark.ranks]
 
 NAMES = ("text", "one-picture", "video")
-STOP_SECONDS = 60
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         started = set(psutil.Process().children(recursive=True)) - before
         assert started
         yield
-        started |= set(psutil.Process().children(recursive=True)) - before
+        workers = [child for process in started for child in process.children(recursive=True)]
         ray.shutdown()
-        _, left = psutil.wait_procs(started, timeout=STOP_SECONDS)
+        left = left_behind({*started, *workers})
         for process in left:
             process.kill()
     assert not left, f"left behind: {left}"
@@ -53,7 +53,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("cluster")
 def test_workers_of_ray_equal_transformers(checkpoint: Callable[[str], Path]) -> None:
-    """Guards the way of pictures and videos to two workers that Ray starts, and their collectives."""
+    """Guards the way of pictures and videos to two workers that Ray starts."""
     path = checkpoint("tiny")
     oracle = Oracle(path)
     with engine(path, distributed_executor_backend="ray", tensor_parallel_size=2) as llm:
