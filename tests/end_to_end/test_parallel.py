@@ -68,4 +68,4 @@ def test_two_processes_equal_transformers(
         check(output, CASES[name], oracle)
     if replays:
         graphs = [report["graphs"] for report in read(nothing_refused)]
-        assert sum(counts["captures"] > 0 < counts["replays"] for counts in graphs) == 2, graphs
+        assert sum(min(counts["captures"], counts["replays"]) > 0 for counts in graphs) == 2
