@@ -44,7 +44,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 HARDWARE = {"cat", "docker", "echo", "export", "git", "grep", "hf", "ls", "npu-smi", "source"}
 """Of a machine with an NPU, docker or another's repository: their syntax alone is looked at."""
 ELSEWHERE = {"apt", "ray"}
-"""Of the system, or of a package that no environment has: likewise."""
+"""Of the system, or of .venv-ascend alone: likewise."""
 PARSE_PIP = """
 import json, sys
 from pip._internal.commands import create_command

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # One engine over the NPUs of a Ray cluster:
 #   examples/ray/serve.sh MODEL [OPTION OF VLLM SERVE]...
-# Ray is installed by `pip install --no-deps ray==2.60.0 msgpack` beside vllm-ascend. Several
+# .venv-ascend has Ray; elsewhere `pip install --no-deps ray==2.60.0 msgpack` beside vllm-ascend. Several
 # machines are joined first, by `ray start`; without that, vLLM starts a Ray of this machine alone,
 # which ends with it. docs/scaling.md has the commands.
 set -euo pipefail

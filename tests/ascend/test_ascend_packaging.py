@@ -29,7 +29,6 @@ NOT_NEEDED = {
     "fastapi",
     "memcache-hybrid",
     "memfabric-hybrid",
-    "msgpack",
     "pandas-stubs",
     "pybind11",
     "quart",

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hundred requests with parallel decoding and without: the same answers, some guessed."""
+"""A hundred requests with parallel decoding and without: the same answers, some guessed.
+
+Blocks of some prompts come from the prefix cache, which is on unless it is left off.
+"""
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import pytest
 from vllm import RequestOutput, SamplingParams
@@ -21,7 +26,8 @@ def requests() -> list[list[Message]]:
     """Text, pictures and videos in turn; some are asked again."""
     asked = []
     for number in range(25):
-        picture, seed = PICTURES[number % len(PICTURES)], long_text(20 + number)
+        # More than a block of the cache, which is 128 tokens on a CPU.
+        picture, seed = PICTURES[number % len(PICTURES)], long_text(130 + number)
         asked += [
             conversation([], f"{QUESTION} {seed}"),
             conversation([picture], QUESTION),
@@ -50,11 +56,18 @@ def plain() -> list[RequestOutput]:
     return answers(None)[0]
 
 
-@pytest.mark.parametrize("kind", ["ngram", "memory"])
+NEEDS_ARCTIC = pytest.mark.skipif(
+    find_spec("arctic_inference") is None,
+    reason="needs arctic-inference, which is built from source (docs/parallel-decoding.md)",
+)
+
+
+@pytest.mark.parametrize("kind", ["ngram", "memory", pytest.param("suffix", marks=NEEDS_ARCTIC)])
 def test_a_hundred_requests(kind: str, plain: list[RequestOutput]) -> None:
-    """Guards every token and its log-probability."""
+    """Guards every token and its log-probability, with blocks of the prefix cache too."""
     outputs, right = answers(kind)
     assert right > 0
+    assert sum(output.num_cached_tokens or 0 for output in outputs) > 0
     for ours, theirs in zip(outputs, plain, strict=True):
         assert tokens(ours) == tokens(theirs)
         for one, other in zip(logprobs(ours), logprobs(theirs), strict=True):

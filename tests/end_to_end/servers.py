@@ -84,7 +84,7 @@ def serving(
         if process.poll() is None:
             processes = [*{*processes, *server.processes()}]
             process.terminate()
-        left = _left_behind(processes)
+        left = left_behind(processes)
         for orphan in left:
             orphan.kill()
         process.wait()
@@ -109,7 +109,7 @@ def _wait_until_healthy(server: Server) -> None:
     pytest.fail(f"The server did not start:\n{server.log.read_text()[-4000:]}")
 
 
-def _left_behind(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+def left_behind(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Those that still run after STOP_SECONDS."""
     deadline = time.monotonic() + STOP_SECONDS
     while left := [process for process in processes if _runs(process)]:
