@@ -35,8 +35,8 @@ export TORCH_COMPILE_DISABLE := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-ascend env-page env-docs demo bench bench-quick docs dist check-dist test \
-	test-page test-ascend test-npu lint format clean
+.PHONY: help env env-ascend env-page env-docs env-suffix demo bench bench-quick docs dist check-dist test \
+	test-suffix test-page test-ascend test-npu lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,21 @@ run_tests = $(1)/python -m pytest -m "$(2) and not ranks" -n $(JOBS) --dist load
 test: lint  ## lint, then every test that needs no NPU
 	@status=0; $(call run_tests,$(VENV),cpu); exit $$status
 
+# What vLLM's suffix decoding needs, in a folder of its own: .venv stays what its lock files say.
+.arctic/lib: requirements/arctic.lock | env
+	rm -rf .arctic
+	$(VENV)/python -m pip -q install --no-deps --target .arctic/tools -r requirements/arctic.lock
+	PATH="$(CURDIR)/.arctic/tools/bin:$$PATH" PYTHONPATH="$(CURDIR)/.arctic/tools" \
+		$(VENV)/python -m pip -q install --no-deps --no-build-isolation \
+		--target .arctic/partial arctic-inference==0.1.1
+	mv .arctic/partial $@
+	touch $@
+
+env-suffix: .arctic/lib
+
+test-suffix: env-suffix  ## vLLM's suffix decoding, with arctic-inference built from source (a minute)
+	PYTHONPATH=.arctic/lib $(VENV)/python -m pytest -k suffix tests/decoding
+
 test-page: env-page  ## the chat page in a headless Chromium, if there is one
 	$(VENV_PAGE)/python -m pytest -rs tests/page
 
@@ -115,7 +130,7 @@ format: env  ## let ruff rewrite what it can
 	$(VENV)/ruff format $(SOURCES)
 
 clean:  ## remove the environments and all caches
-	rm -rf .venv .venv-ascend .venv-page .venv-docs site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ascend .venv-page .venv-docs .arctic site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	for project in . npu_emulator requirements/vllm-name; do \
 		rm -rf $$project/build $$project/*.egg-info; done
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

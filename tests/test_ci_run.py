@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LANES = ("test", "test-page", "docs", "check-dist", "test-ascend")
+LANES = ("test", "test-suffix", "test-page", "docs", "check-dist", "test-ascend")
 
 
 @pytest.mark.parametrize("failing", ["", *LANES])

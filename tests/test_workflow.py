@@ -16,6 +16,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 ENVIRONMENTS = {
     "env": {"cpu.lock", "dev.lock"},
     "env-ascend": {"cpu.lock", "dev.lock", "ascend.lock"},
+    "env-suffix": {"cpu.lock", "dev.lock", "arctic.lock"},
     "env-page": {"page.lock"},
     "env-docs": {"docs.lock"},
 }

@@ -58,7 +58,7 @@ def plain() -> list[RequestOutput]:
 
 NEEDS_ARCTIC = pytest.mark.skipif(
     find_spec("arctic_inference") is None,
-    reason="needs arctic-inference, which is built from source (docs/parallel-decoding.md)",
+    reason="needs arctic-inference, which `make test-suffix` builds",
 )
 
 
