@@ -64,10 +64,15 @@ def register() -> None:
     from vllm_glm41v_npu.checks import check_settings
     from vllm_glm41v_npu.config import register_config
     from vllm_glm41v_npu.dtype import choose_dtype
-    from vllm_glm41v_npu.mends import end_engine_with_its_server, mend_cpu
+    from vllm_glm41v_npu.mends import (
+        end_engine_with_its_server,
+        end_guesses_with_thinking,
+        mend_cpu,
+    )
     from vllm_glm41v_npu.quant.recognition import register_quantisation
 
     end_engine_with_its_server()
+    end_guesses_with_thinking()
     if backend.is_ascend:
         from vllm_glm41v_npu.decoding.ascend import mend_custom_class
 

@@ -13,8 +13,9 @@ from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from tests.checkpoints import TINY
-from tests.engines import engine
+from tests.engines import accepted, engine
 from tests.lane import ON_CPU
+from vllm_glm41v_npu.decoding.settings import speculative_config
 from vllm_glm41v_npu.serving.thinking import split
 
 pytestmark = pytest.mark.cpu
@@ -26,6 +27,13 @@ JSON = StructuredOutputsParams(regex=r'\{"number": "[0-9]{4}"\}')
 @pytest.fixture(scope="module")
 def llm(checkpoint) -> Iterator[LLM]:
     with engine(checkpoint("tiny"), reasoning_parser="glm41v") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guessing(checkpoint) -> Iterator[LLM]:
+    guesses = {"speculative_config": speculative_config("memory"), "disable_log_stats": False}
+    with engine(checkpoint("tiny"), reasoning_parser="glm41v", **guesses) as running:
         yield running
 
 
@@ -56,6 +64,17 @@ def test_json_after_free_thinking(llm: LLM) -> None:
     bound = answer(llm, structured_outputs=JSON)
     assert split(bound)[0] == split(free)[0] == "I see the digits 6 0 2 1."
     assert list(json.loads(split(bound)[1])) == ["number"]
+
+
+def test_json_after_guessed_thinking(guessing: LLM) -> None:
+    """Guards a grammar where guesses know how the answer went on after the thinking."""
+    free = answer(guessing)
+    before = accepted(guessing)
+    bound = [answer(guessing, structured_outputs=JSON) for _ in range(2)]
+    assert accepted(guessing) > before
+    for text in bound:
+        assert split(text)[0] == split(free)[0]
+        assert list(json.loads(split(text)[1])) == ["number"]
 
 
 def test_json_at_once_after_thinking_that_the_prompt_closed(llm: LLM) -> None:
