@@ -11,7 +11,7 @@ import pytest
 
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary, write_mindie_csv
 
-GOOD = Answer("a", "yes", None, "stop", 10, 5, 3.0, 1.0)
+GOOD = Answer("a", "yes", None, "stop", 10, 5, 3.0, 1.0, (0.5, 0.25, 1.0, 0.25))
 BAD = Answer("b", error="b.png cannot be read.")
 
 
@@ -78,5 +78,7 @@ def test_mindie_columns(tmp_path: Path) -> None:
         "prefill_time(ms)": "1000.0",
         "decoder_token_time(ms)": "500.0",
         "prefill_count": "1",
+        "prefill_token_times": "1000.0",
+        "decode_token_times": "500.0,250.0,1000.0,250.0",
         "prefill_average_time(ms)": "1000.0",
     }

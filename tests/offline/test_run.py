@@ -62,6 +62,16 @@ def test_every_file_is_answered_once(llm: LLM, tmp_path: Path) -> None:
         assert reason in (answers[str(tmp_path / name)].error or "")
 
 
+def test_times_of_steps(llm: LLM) -> None:
+    """Guards a step that is left out, and an answer that is told in pieces."""
+    tasks = find_tasks([PICTURES], [QUESTION])
+    plain, timed = run(llm, tasks), run(llm, tasks, times_steps=True)
+    for name, answer in timed.items():
+        assert answer.answer == plain[name].answer and not plain[name].step_seconds
+        assert len(answer.step_seconds) == answer.output_tokens - 1
+        assert sum(answer.step_seconds) == pytest.approx(answer.seconds - answer.first_seconds)
+
+
 def test_lines_and_text(llm: LLM, tmp_path: Path) -> None:
     """Several files a request, own settings, no files at all, a system's turn."""
     files = [str(PICTURES / name) for name in list(NUMBERS)[:2]]

@@ -150,7 +150,8 @@ def run(
     }
     template = chat_template.read_text() if chat_template else None
     skips = too_long is TooLongAction.skip
-    runner = Runner(llm, 2 * max_batch_size, sampling, max_input_length, skips, template)
+    window, steps = 2 * max_batch_size, mindie_csv is not None
+    runner = Runner(llm, window, sampling, max_input_length, skips, template, steps)
     started = time.perf_counter()
     given = _answer_all(runner, left, answers, quiet)
     seconds = time.perf_counter() - started

@@ -19,9 +19,11 @@ MINDIE_COLUMNS = (
     "prefill_time(ms)",
     "decoder_token_time(ms)",
     "prefill_count",
+    "prefill_token_times",
+    "decode_token_times",
     "prefill_average_time(ms)",
 )
-"""Of MindIE's benchmark.csv, but for its two lists of single token times."""
+"""Of MindIE's benchmark.csv."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Answer:
 
     seconds: from when the engine had it to its last token.
     first_seconds: to its first token.
+    step_seconds: of each further step of the engine that gave it tokens, one or, of guesses,
+        several; empty where they were not asked for.
     """
 
     id: str
@@ -40,6 +44,7 @@ class Answer:
     output_tokens: int = 0
     seconds: float = 0.0
     first_seconds: float = 0.0
+    step_seconds: tuple[float, ...] = ()
 
     @property
     def token_seconds(self) -> float:
@@ -75,7 +80,7 @@ class AnswerFile:
 
     def write(self, answer: Answer) -> None:
         """Add one line, and have it on its way to the disk."""
-        known = {key: value for key, value in asdict(answer).items() if value not in (None, 0)}
+        known = {key: value for key, value in asdict(answer).items() if value not in (None, 0, ())}
         self._file.write(f"{_line(known)}\n")
         self._file.flush()
 
@@ -141,6 +146,8 @@ def _spread(values: Sequence[float]) -> str:
 def write_mindie_csv(path: Path, answers: Sequence[Answer], batch_size: int) -> None:
     """A row for each answer under MindIE's names; there, a row is a batch.
 
+    Lists of times have commas between them.
+
     Raises:
         OSError: It cannot be written.
     """
@@ -149,8 +156,12 @@ def write_mindie_csv(path: Path, answers: Sequence[Answer], batch_size: int) -> 
         writer.writerow(MINDIE_COLUMNS)
         for answer in answers:
             if answer.error is None:
-                first = round(1000 * answer.first_seconds, 2)
+                first = _ms(answer.first_seconds)
                 lengths = (batch_size, answer.input_tokens, answer.output_tokens)
-                times = (round(1000 * answer.seconds, 2), first)
-                token = round(1000 * answer.token_seconds, 2)
-                writer.writerow([*lengths, *times, token, 1, first])
+                times = (_ms(answer.seconds), first, _ms(answer.token_seconds))
+                steps = ",".join(str(_ms(step)) for step in answer.step_seconds)
+                writer.writerow([*lengths, *times, 1, first, steps, first])
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 2)

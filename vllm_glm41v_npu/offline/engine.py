@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vllm_glm41v_npu.offline.answers import Answer
@@ -59,6 +60,7 @@ class Runner:
         max_input_length: Tokens of a prompt, pictures and videos included.
         skip_too_long: Whether a longer one is an error among answers, or ends the run.
         chat_template: In place of the checkpoint's.
+        times_steps: Whether answers tell the time of each step.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Runner:
         max_input_length: int,
         skip_too_long: bool = False,
         chat_template: str | None = None,
+        times_steps: bool = False,
     ) -> None:
         self.llm, self.engine = llm, llm.llm_engine
         self.window = window
@@ -76,7 +79,9 @@ class Runner:
         self.max_input_length = max_input_length
         self.skip_too_long = skip_too_long
         self.chat_template = chat_template
+        self.times_steps = times_steps
         self._running: dict[str, Task] = {}
+        self._steps: dict[str, list[float]] = {}
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Answer]:
         """One answer for each task.
@@ -94,11 +99,16 @@ class Runner:
                 if not self._running:
                     return
                 for output in self.engine.step():
+                    if self.times_steps:
+                        # When the engine gave its last token, on the engine's own clock.
+                        step: Any = output.metrics
+                        self._steps.setdefault(output.request_id, []).append(step.last_token_ts)
                     if output.finished:
                         yield self._answer(output)
         finally:  # of a run that was ended, nothing stays in the engine
             self.engine.abort_request(list(self._running))
             self._running.clear()
+            self._steps.clear()
 
     def guesses(self) -> list[tuple[str, str]]:
         """How parallel decoding went, as rows of a table; none without it, or without guesses."""
@@ -119,8 +129,9 @@ class Runner:
         number = str(next(self.llm.request_counter))
         try:
             prompt = self._render(task)
-            final = RequestOutputKind.FINAL_ONLY
-            sampling = SamplingParams(**{**self.sampling, **task.sampling}, output_kind=final)
+            kinds = RequestOutputKind
+            kind = kinds.CUMULATIVE if self.times_steps else kinds.FINAL_ONLY
+            sampling = SamplingParams(**{**self.sampling, **task.sampling}, output_kind=kind)
             self.engine.add_request(number, prompt, sampling)
         except TooLong as error:
             if not self.skip_too_long:
@@ -152,6 +163,7 @@ class Runner:
         task = self._running.pop(output.request_id)
         (completion,) = output.outputs
         times: Any = output.metrics
+        steps = self._steps.pop(output.request_id, [])
         return Answer(
             task.id,
             answer=completion.text,
@@ -160,4 +172,5 @@ class Runner:
             output_tokens=len(completion.token_ids),
             seconds=times.last_token_ts - times.queued_ts if times else 0.0,
             first_seconds=times.first_token_ts - times.queued_ts if times else 0.0,
+            step_seconds=tuple(after - before for before, after in pairwise(steps)),
         )
