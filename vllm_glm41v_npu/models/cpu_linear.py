@@ -42,7 +42,7 @@ class SpacedLinearMethod(UnquantizedLinearMethod):
 def space_weights(network: nn.Module, dtype: torch.dtype) -> None:
     """Give the linear layers of `network`, of `dtype`, that method where it helps."""
     avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    if current_backend().name != "CPU" or dtype != torch.float32 or not avx2:
+    if current_backend().is_ascend or dtype != torch.float32 or not avx2:
         return
     for layer in network.modules():
         is_float = type(getattr(layer, "quant_method", None)) is UnquantizedLinearMethod

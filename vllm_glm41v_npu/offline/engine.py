@@ -99,10 +99,9 @@ class Runner:
                 if not self._running:
                     return
                 for output in self.engine.step():
-                    if self.times_steps:
-                        # When the engine gave its last token, on the engine's own clock.
-                        step: Any = output.metrics
-                        self._steps.setdefault(output.request_id, []).append(step.last_token_ts)
+                    times: Any = output.metrics  # none without the engine's statistics
+                    if self.times_steps and times:
+                        self._steps.setdefault(output.request_id, []).append(times.last_token_ts)
                     if output.finished:
                         yield self._answer(output)
         finally:  # of a run that was ended, nothing stays in the engine
@@ -129,8 +128,9 @@ class Runner:
         number = str(next(self.llm.request_counter))
         try:
             prompt = self._render(task)
-            kinds = RequestOutputKind
-            kind = kinds.CUMULATIVE if self.times_steps else kinds.FINAL_ONLY
+            kind = RequestOutputKind.FINAL_ONLY
+            if self.times_steps:
+                kind = RequestOutputKind.CUMULATIVE
             sampling = SamplingParams(**{**self.sampling, **task.sampling}, output_kind=kind)
             self.engine.add_request(number, prompt, sampling)
         except TooLong as error:
