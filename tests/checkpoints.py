@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, Glm4vConfig, Glm4vForConditionalGeneration
@@ -44,6 +46,14 @@ SHAPES = (
     Shape("many-kv", 384, 12, 4, 2, (2, 3, 3), 96, 3, 2, 112),
     Shape("deep-narrow", 128, 2, 2, 6, (10, 3, 3), 64, 1, 5, 56),
 )
+
+
+def link_tiny(folder: Path, config: dict[str, Any]) -> None:
+    """The trained checkpoint in another folder, with another config."""
+    for file in TINY.iterdir():
+        if file.name != "config.json":
+            (folder / file.name).symlink_to(file)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def config_of(shape: Shape) -> Glm4vConfig:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PretrainedConfig
 
-from tests.checkpoints import TINY
+from tests.checkpoints import TINY, link_tiny
 from vllm_glm41v_npu import dtype, plugin
 from vllm_glm41v_npu.checks import check_settings
 from vllm_glm41v_npu.platform import ATLAS_310P, CPU, Backend
@@ -75,13 +75,12 @@ def test_quantized_checkpoint_starts_without_a_dtype(choose_dtype, tmp_path):
     from vllm.config import ModelConfig
 
     choose_dtype(AVX2)
-    for path in TINY.iterdir():
-        (tmp_path / path.name).symlink_to(path)
     config = json.loads((TINY / "config.json").read_text()) | {"dtype": "bfloat16"}
-    (tmp_path / "config.json").unlink()
-    for keys, expected in ({}, torch.float32), (QUANTIZED, torch.bfloat16):
-        (tmp_path / "config.json").write_text(json.dumps(config | keys))
-        assert ModelConfig(str(tmp_path)).dtype == expected
+    for name, keys, expected in ("float", {}, torch.float32), ("int8", QUANTIZED, torch.bfloat16):
+        folder = tmp_path / name
+        folder.mkdir()
+        link_tiny(folder, config | keys)
+        assert ModelConfig(str(folder)).dtype == expected
 
 
 def test_vllm_that_decides_elsewhere_is_said(choose_dtype, monkeypatch, caplog):

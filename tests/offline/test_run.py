@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 from vllm import LLM
 
-from tests.checkpoints import TINY
+from tests.checkpoints import TINY, link_tiny
 from tests.engines import engine
 from tools.tiny_evaluate import final_answer
 from vllm_glm41v_npu.cli import app
@@ -136,12 +136,9 @@ def test_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scaled_positions_are_vllms_to_check(tmp_path: Path, monkeypatch) -> None:
     """Guards lengths over max_position_embeddings that a checkpoint with yarn takes."""
-    for file in TINY.iterdir():
-        (tmp_path / file.name).symlink_to(file)
     config = json.loads((TINY / "config.json").read_text())
     config["text_config"]["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    link_tiny(tmp_path, config)
 
     def refuse(**arguments: Any) -> None:
         raise ValueError(f"asked for {arguments['max_model_len']}")
