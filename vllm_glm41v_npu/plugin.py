@@ -64,21 +64,14 @@ def register() -> None:
     from vllm_glm41v_npu.checks import check_settings
     from vllm_glm41v_npu.config import register_config
     from vllm_glm41v_npu.dtype import choose_dtype
-    from vllm_glm41v_npu.mends import (
-        end_engine_with_its_server,
-        end_guesses_with_thinking,
-        mend_cpu,
-    )
+    from vllm_glm41v_npu.patches import apply_patches
     from vllm_glm41v_npu.quant.recognition import register_quantisation
 
-    end_engine_with_its_server()
-    end_guesses_with_thinking()
+    apply_patches(backend)
     if backend.is_ascend:
         from vllm_glm41v_npu.decoding.ascend import mend_custom_class
 
         mend_custom_class()
-    else:
-        mend_cpu()
     register_config()
     ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
     ReasoningParserManager.register_lazy_module(*REASONING_PARSER)

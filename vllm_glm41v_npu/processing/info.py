@@ -19,7 +19,7 @@ from vllm.multimodal.processing import (
 
 from ..platform import current_backend
 from .grid import PatchGeometry, largest_picture, largest_video, smart_resize
-from .media import Glm41vMediaConnector, Preparation
+from .media import Glm41vMediaConnector
 from .parser import Glm41vDataParser
 from .prompt import TEXT, Placeholder
 from .refusals import callers_error
@@ -31,6 +31,7 @@ from .settings import (
     PixelSettings,
     overrides_for,
 )
+from .video_loading import Preparation
 
 S = TypeVar("S", bound=PixelSettings)
 
