@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,12 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 # torch_npu does not start in a process forked from one that has used an NPU.
 if importlib.util.find_spec("vllm_ascend"):
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+# Half of an engine's start on a CPU is vLLM compiling its sampler, even with enforce_eager; tests
+# of what is compiled take the fixture `compiler`.
+else:
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 # More threads than the tiny networks need would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# vLLM compiles its sampler even with enforce_eager.
-if shutil.which(os.environ.get("CXX", "g++")) is None:
-    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 os.environ.pop("VLLM_PLUGINS", None)
 
 
@@ -33,6 +34,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(lane) for lane in ("cpu", "ascend", "npu")):
             item.add_marker(pytest.mark.cpu)
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile compiles, in this process and in those that the test starts."""
+    import torch
+
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("there is no C++ compiler (g++)")
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
+    with torch._dynamo.config.patch(disable=False):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,7 @@ if BACKEND.captures_encoder:
     }
 
 
-@pytest.mark.skipif(
-    ON_CPU and os.environ.get("TORCH_COMPILE_DISABLE") == "1", reason="needs a C++ compiler (g++)"
-)
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("mode", MODES)
 def test_graphs_equal_transformers(
     mode: str,

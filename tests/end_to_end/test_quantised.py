@@ -82,8 +82,6 @@ def test_two_ranks_equal_the_formulas(
     Each rank of a dynamic layer scales its own share of the inputs.
     """
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    if ON_CPU:
-        monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     need_two_devices()
     folder = quantised(kind)
     oracle = QuantisedOracle(folder, ranks=2)

@@ -29,11 +29,6 @@ VOCABULARY = 320
 NEW_TOKENS = 6
 
 
-def uncompiled() -> Any:
-    """vLLM would compile its sampler for half a minute."""
-    return torch._dynamo.config.patch(disable=True)
-
-
 def write_mixed(folder: Path, tower: bool = True) -> Path:
     """All three types in one checkpoint, MindIE's form, and norm biases that are not zero.
 

@@ -238,6 +238,7 @@ class _Layer(torch.nn.Module):
         return int8_linear(x + 1, self.packed, self.scale, out_dtype=torch.bfloat16) * 2
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("form", ("int8", "int4"))
 def test_compiles_as_one_graph_for_any_number_of_tokens(form: str) -> None:
     """No graph break, and one graph for all batches, as vLLM compiles a model."""

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -68,7 +66,7 @@ def test_per_token_gives_what_the_npu_gives(dtype: torch.dtype) -> None:
     assert not x_q[4].any() and scale[4] == 0 and (x_q[5] == 127).all()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.usefixtures("compiler")
 def test_compiled_rounding_is_the_same() -> None:
     """Inductor divides and rounds as eager PyTorch does."""
 

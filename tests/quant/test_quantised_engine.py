@@ -14,7 +14,7 @@ import torch
 from vllm import LLM
 
 from tests.engines import engine, network_call
-from tests.quant.cases import DATA, OPTIONS, check_logits, generate, uncompiled, write_mixed
+from tests.quant.cases import DATA, OPTIONS, check_logits, generate, write_mixed
 from tests.quant.reference import Checkpoint, array, deq_scale, dynamic_linear, static_integers
 
 
@@ -32,7 +32,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["w8a8_bf16", "w8a8s_fp16", "mixed"])
 def loaded(request: pytest.FixtureRequest, mixed: Path) -> Iterator[Loaded]:
     path = mixed if request.param == "mixed" else DATA / request.param
-    with uncompiled(), engine(path, **OPTIONS) as llm:
+    with engine(path, **OPTIONS) as llm:
         yield Loaded(llm, Checkpoint(path))
 
 

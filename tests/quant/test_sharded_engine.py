@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.end_to_end.test_float16 import saturates
 from tests.engines import engine, tokens
-from tests.quant.cases import OPTIONS, check_logits, generate, uncompiled
+from tests.quant.cases import OPTIONS, check_logits, generate
 from tests.quant.compressing import DESCRIPTION, compress, damage, edit
 from tests.quant.reference import Checkpoint
 from tests.quant.test_cann import stand_in
@@ -25,12 +25,6 @@ from vllm_glm41v_npu.quant.record import RECORD
 
 SHARDED: dict[str, Any] = OPTIONS | {"load_format": "sharded_state"}
 FIRST = "model-rank-0-part-0.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def no_compilation() -> Iterator[None]:
-    with uncompiled():
-        yield
 
 
 def shards_of(source: Path, out: Path, *options: str | Path) -> Path:
@@ -77,7 +71,6 @@ def test_shards_give_what_their_source_gives(tmp_path: Path, dtype: str) -> None
 def test_two_ranks_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards which rank gets which shard, and a bias that both would add."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     with engine(FIXTURE, **OPTIONS) as llm:
         expected = [tokens(output) for output in generate(llm)]
     shards = shards_of(FIXTURE, tmp_path / "shards", "--tp", "2")
