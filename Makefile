@@ -35,7 +35,7 @@ export TORCH_COMPILE_DISABLE := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-ascend env-page env-docs env-suffix demo bench bench-quick docs dist check-dist test \
+.PHONY: help env env-ascend env-page env-docs env-suffix demo bench bench-quick docs dist check-dist test accuracy \
 	test-suffix test-page test-ascend test-npu lint format clean
 
 help:  ## show this list
@@ -108,6 +108,9 @@ test: lint  ## lint, then every test that needs no NPU
 	touch $@
 
 env-suffix: .arctic/lib
+
+accuracy: env  ## the tiny model on everything that was held out of its training (three minutes)
+	HELD_OUT=300 $(VENV)/python -m pytest -s tests/test_accuracy.py
 
 test-suffix: env-suffix  ## vLLM's suffix decoding, with arctic-inference built from source (a minute)
 	PYTHONPATH=.arctic/lib $(VENV)/python -m pytest -k suffix tests/decoding
