@@ -31,7 +31,8 @@ from benchmarks.operator_page import (
     page,
 )
 from benchmarks.results import add_json_option, write
-from tests.ascend.networks import IN_TREE, OURS, WAITS, lift_refusals, so_far, start
+from tests.ascend.networks import WAITS, lift_refusals, so_far, start
+from tests.ascend.sides import IN_TREE, OURS
 from vllm_glm41v_npu.reporting.results import Row, compare
 
 SQUARE, WIDE = (112, 112), (60, 200)

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tests.ascend.networks import IN_TREE, LIFTED, OURS, WAITS
+from tests.ascend.networks import LIFTED, WAITS
+from tests.ascend.sides import IN_TREE, OURS
 
 LAYERS, BLOCKS = (2, 4), (2, 5)
 """Depths of decoder and vision tower, in the shallow and in the deep checkpoint."""

@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.ascend.sides import OURS
+
 ROOT = Path(__file__).parents[2]
-IN_TREE, OURS = "in-tree", "ours"
 PLUGINS = "ascend,ascend_model,ascend_model_loader,ascend_kv_connector,npu_emulator"
 """All that an environment for Ascend has, but for ours."""
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's in-tree GLM-4.1V class gets wrong on vllm-ascend 0.23.0, and ours gets right.
 
-Each test says what is right, and runs with both classes. The in-tree class has to fail it, in the
-way that is written beside it: when it no longer does, its row can go, and perhaps what this package
-does about it.
+Each test says what is right, and runs with both classes (see sides.py). The in-tree class has to
+fail it, in the way that is written beside it: when it no longer does, its row can go, and perhaps
+what this package does about it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from npu_emulator.settings import CHIPS, current_chip
-from tests.ascend.networks import IN_TREE, OURS, WAITS, ask
+from tests.ascend.networks import WAITS, ask
+from tests.ascend.sides import OURS, sides
 
 pytestmark = pytest.mark.ascend
 
@@ -48,7 +49,7 @@ def asked(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     return find
 
 
-@pytest.fixture(params=(IN_TREE, OURS))
+@pytest.fixture(params=sides())
 def side(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.ascend.networks import IN_TREE, OURS
 from tests.ascend.quantised_networks import MISMATCHED, ask
+from tests.ascend.sides import sides
 from tests.ascend.test_breakages import in_tree_fails, on_310p, on_a2
 from vllm_glm41v_npu.quant.quantiser import TYPES
 
@@ -38,7 +38,7 @@ def asked(
     return find
 
 
-@pytest.fixture(params=(IN_TREE, OURS))
+@pytest.fixture(params=sides())
 def side(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ascend.networks import OURS
 from tests.ascend.quantised_networks import ask
+from tests.ascend.sides import OURS
 from vllm_glm41v_npu.quant.quantiser import TYPES
 
 pytestmark = pytest.mark.ascend

@@ -29,7 +29,6 @@ PP = {"pipeline_parallel_size": 2}
 ENCODER_DP = TP | {"mm_encoder_tp_mode": "data"}
 
 CPU_RUNS = [
-    pytest.param("tiny", TP, id="tensor"),
     pytest.param("wide-heads", TP, id="tensor-one-kv-head"),
     pytest.param("tiny", TP | MEMORY, id="tensor-memory"),
     pytest.param("tiny", PP, id="pipeline"),
