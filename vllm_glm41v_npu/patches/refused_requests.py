@@ -18,7 +18,8 @@ def apply() -> None:
     """Improve every application that is built in this process."""
     from vllm.entrypoints.openai import api_server
 
-    for module in (api_server, sys.modules["__main__"]):  # python -m vllm.entrypoints...
+    modules: tuple[Any, ...] = (api_server, sys.modules["__main__"])  # python -m vllm.entrypoints.
+    for module in modules:
         if hasattr(module, "build_app"):
             module.build_app = _improved(module.build_app)
 

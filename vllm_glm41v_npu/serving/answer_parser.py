@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from openai.types.responses import ToolChoiceFunction
 from vllm.entrypoints.chat_utils import make_tool_call_id
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.parser.abstract_parser import Parser
 
-    Request = ChatCompletionRequest | ResponsesRequest
+    Request: TypeAlias = ChatCompletionRequest | ResponsesRequest
 
 INCLUDE_REASONING = "include_reasoning"
 NAMED = (ToolChoiceFunction, ChatCompletionNamedToolChoiceParam)
@@ -127,8 +127,8 @@ class Glm41vParser(DelegatingParser):
             reasoning = "".join(delta.reasoning or "" for delta in deltas if delta)
             return reasoning, "".join(delta.content or "" for delta in deltas if delta)
         if self._splitter is not None:
-            last = self._splitter.end()[1] if finished else ""
-            return "", self._splitter.feed(text)[1] + last
+            content = self._splitter.feed(text)[1]
+            return "", content + (self._splitter.end()[1] if finished else "")
         return "", text
 
     def _content_delta(
@@ -158,13 +158,13 @@ class Glm41vParser(DelegatingParser):
     def _tool_delta(self, piece: Piece) -> DeltaToolCall:
         function = DeltaFunctionCall(arguments=piece.arguments)
         if piece.name is None:
-            return DeltaToolCall(index=piece.index, function=function)
+            return DeltaToolCall(index=piece.call, function=function)
         function.name = piece.name
         state = self._stream_state
         number = state.history_tool_call_cnt
         state.history_tool_call_cnt += 1
         name = make_tool_call_id(state.tool_call_id_type, piece.name, number)
-        return DeltaToolCall(index=piece.index, id=name, type="function", function=function)
+        return DeltaToolCall(index=piece.call, id=name, type="function", function=function)
 
     def _tools_delta(
         self, content: str, token_ids: list[int], request: Request, finished: bool

@@ -18,7 +18,8 @@ _HEAD = re.compile(
 class Piece(NamedTuple):
     """More of one call's arguments."""
 
-    index: int
+    call: int
+    """The number of the call, from 0."""
     name: str | None
     """The tool's name with the first piece of a call, None with the others."""
     arguments: str
