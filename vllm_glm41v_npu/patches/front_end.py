@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-OFFLINE_TOO = ("beam_search", "closed_thinking")
+OFFLINE_TOO = ("beam_search", "chat_parts", "closed_thinking", "embedding_files")
 SERVING = ("answer_parser", "anthropic_errors", "refused_requests")
 _SERVES = "vllm.entrypoints.serve.render.serving"
 """The module that every server of vLLM's has loaded, and nothing else."""

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.media.image import ImageEmbeddingMediaIO
 from vllm.multimodal.parse import DictEmbeddingItems
 
 from .grid import PatchGeometry
@@ -73,6 +75,29 @@ def parse_embeddings(
     )
 
 
+def read_embedding(data: str) -> torch.Tensor:
+    """A tensor of the chat API, of any shape and dtype, from base64.
+
+    Raises:
+        ValueError: no base64, or neither what `torch.save` writes of a tensor nor a `.npy`.
+    """
+    try:
+        return ImageEmbeddingMediaIO().load_base64("", data)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch.load raises nearly anything about what it did not write
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise VLLMValidationError(
+            f"image_embeds holds {_shortened(data)!r}, which is no tensor "
+            f"({_shortened(reason)}); expected base64 of what torch.save writes of one tensor, or "
+            "of a .npy file. Check whether it was cut off."
+        ) from error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
 def _check_embeds(
     name: str,
     embeds: torch.Tensor,
@@ -93,6 +118,11 @@ def _check_embeds(
             f"of shape [{rows}, {hidden or 'hidden_size'}], where {rows} is t * h * w / "
             f"{geometry.merge_size**2} summed over the rows of the grid. Give the "
             "output of the vision tower and the grid it was made with."
+        )
+    if not embeds.isfinite().all():
+        raise ValueError(
+            f"{name} has values that are infinite or no numbers; expected the output of the vision "
+            "tower. Check how it was computed."
         )
 
 

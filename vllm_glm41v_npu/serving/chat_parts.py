@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from PIL.Image import Image
 from vllm.exceptions import VLLMValidationError
 
 TEXTS = {
@@ -58,13 +59,13 @@ def for_chat(path: str, part: Any, role: str = "user") -> Part:
     kind = _kind(path, part)
     if kind in TEXTS:
         return {**part, "type": kind, TEXTS[kind]: _text(path, part, TEXTS[kind])}
+    if kind == "image" and isinstance(part.get("image"), Image):  # offline
+        return {"type": "image_pil", "image_pil": part["image"]}
     if kind in OTHERS:
-        return part
+        return _checked(path, part, kind)
     medium = _medium(path, kind)
     if _is_known_by_uuid(part, medium):
         return part
-    if medium == "image" and not isinstance(part.get("image") or "", str):
-        return {"type": "image_pil", "image_pil": part["image"]}  # offline: vLLM looks what it is
     kept = {key: part[key] for key in ("uuid",) if key in part}
     return {"type": f"{medium}_url", f"{medium}_url": {"url": _url(path, part, medium)}, **kept}
 
@@ -123,6 +124,26 @@ def _medium(path: str, kind: str) -> str:
 def _refuse_video(path: str, kind: str, route: str) -> None:
     if _medium(path, kind) == "video":
         raise refuse(f"{path} is a video, and {route} takes none; send it to /v1/chat/completions.")
+
+
+def _checked(path: str, part: Part, kind: str) -> Part:
+    value = part.get(kind)
+    if kind == "image_pil" and not isinstance(value, Image | None):
+        raise refuse(f'{path} is of type "image_pil", for pictures in Python; send "image_url".')
+    if kind == "image_embeds" and value is not None:
+        _check_embeddings(f"{path}.{kind}", value)
+    return part
+
+
+def _check_embeddings(path: str, value: Any) -> None:
+    names = {"image_embeds", "image_grid_thw"}
+    if isinstance(value, Mapping) and value.keys() == names:
+        if all(isinstance(tensor, str) for tensor in value.values()):
+            return
+    raise refuse(
+        f"{path} is {shown(value)}; expected an object with image_embeds and image_grid_thw, each "
+        "a tensor that torch.save wrote, in base64."
+    )
 
 
 def _is_known_by_uuid(part: Mapping[str, Any], medium: str) -> bool:

@@ -12,8 +12,11 @@ MOST = 3
 """Sentences about fields, of the many that pydantic writes about one."""
 
 
-def sentences(errors: Sequence[Any], body: Any) -> str:
-    """What is wrong with the fields of `body`, each once, without its whole value."""
+def sentences(errors: Sequence[Any], body: Any = None) -> str:
+    """What is wrong with the fields of `body`, each once, without its whole value.
+
+    Without a `body` the locations are taken as they are.
+    """
     said: dict[str, list[str]] = {}
     for error in errors:
         if not isinstance(error, dict):  # vLLM's own words
@@ -33,9 +36,14 @@ def _parts(error: dict[str, Any], body: Any) -> tuple[str, str]:
     if kind == "json_invalid":
         why = error.get("ctx", {}).get("error", message)
         return f"The body is no JSON: {why} at character {error['loc'][-1]}", ""
-    path, value = _place(error.get("loc", ()), body)
+    location = error.get("loc", ())
+    if body is None:
+        known = location[:-1] if kind == "missing" else location
+        path, value = ".".join(map(str, known)), error.get("input")
+    else:
+        path, value = _place(location, body)
     if kind == "missing":
-        return f"{_joined(path, error['loc'][-1])} is missing", ""
+        return f"{_joined(path, location[-1])} is missing", ""
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
         return (f"{path}: {message}" if path else message), ""

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from jinja2 import TemplateError
+from pydantic import ValidationError
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.entrypoints.serve.utils.error_response import create_error_response
 from vllm.entrypoints.serve.utils.server_utils import exception_handler
@@ -30,6 +31,8 @@ def improve(app: FastAPI) -> FastAPI:
     app.exception_handler(RequestValidationError)(refuse_fields)
     for kind in (*CALLERS_ERRORS, VLLMValidationError):
         app.exception_handler(kind)(refuse)
+    if app.middleware_stack is not None:  # vLLM's SageMaker routes build it early
+        app.middleware_stack = app.build_middleware_stack()
     return app
 
 
@@ -43,6 +46,8 @@ async def check_body(raw_request: Request) -> None:
 
 async def refuse(request: Request, error: Exception) -> JSONResponse:
     """vLLM's answer, to Anthropic's clients in their form."""
+    if isinstance(error, ValidationError):  # of a route that validates its body itself
+        error = VLLMValidationError(sentences(error.errors()))
     answer = await exception_handler(request, error)
     return _in_clients_form(request, answer, create_error_response(error))
 
