@@ -16,6 +16,8 @@ COUNT = "/v1/messages/count_tokens"
 PNG, MP4 = "data:image/png;base64,QUJD", "data:video/mp4;base64,QUJD"
 SOURCE = {"type": "base64", "media_type": "image/png", "data": "QUJD"}
 
+EMBEDDINGS = {"image_embeds": "QUJD", "image_grid_thw": "QUJD"}
+
 PICTURES = {
     "as OpenAI": {"type": "image_url", "image_url": {"url": PNG}},
     "with detail": {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
@@ -241,7 +243,7 @@ def test_reasoning_left_out_of_anthropics_answers() -> None:
         {"role": "tool", "content": "4", "tool_call_id": "a"},
         {"role": "wizard", "content": "hi"},
         {"role": "user", "content": []},
-        {"role": "user", "content": [{"type": "image_embeds", "image_embeds": {"a": "b"}}]},
+        {"role": "user", "content": [{"type": "image_embeds", "image_embeds": EMBEDDINGS}]},
         {"role": "user", "content": [{"type": "image_url", "image_url": None, "uuid": "a"}]},
     ],
 )
@@ -250,6 +252,16 @@ def test_what_is_left_to_vllm(message: dict[str, Any]) -> None:
     body = {"messages": [copy.deepcopy(message)]}
     prepare(CHAT, body)
     assert body == {"messages": [message]}
+
+
+@pytest.mark.parametrize("value", ["QUJD", {}, {"image_embeds": "QUJD"}, EMBEDDINGS | {"a": "b"}])
+@pytest.mark.parametrize("is_number", [False, True])
+def test_embeddings(value: Any, is_number: bool) -> None:
+    """Guards embeddings without their grid, with something else, and of no base64."""
+    value = EMBEDDINGS | {"image_grid_thw": 3} if is_number else value
+    part = {"type": "image_embeds", "image_embeds": value}
+    with pytest.raises(ValueError, match=r"image_embeds is .*; expected an object with image_emb"):
+        prepare(CHAT, body_of(CHAT, [part]))
 
 
 def test_items_of_responses_that_are_no_messages() -> None:

@@ -136,10 +136,10 @@ def _checked(path: str, part: Part, kind: str) -> Part:
 
 
 def _check_embeddings(path: str, value: Any) -> None:
-    names = {"image_embeds", "image_grid_thw"}
-    if isinstance(value, Mapping) and value.keys() == names:
-        if all(isinstance(tensor, str) for tensor in value.values()):
-            return
+    tensors = value if isinstance(value, Mapping) else {}
+    has_both = tensors.keys() == {"image_embeds", "image_grid_thw"}
+    if has_both and all(isinstance(tensor, str) for tensor in tensors.values()):
+        return
     raise refuse(
         f"{path} is {shown(value)}; expected an object with image_embeds and image_grid_thw, each "
         "a tensor that torch.save wrote, in base64."
