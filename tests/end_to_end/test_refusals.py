@@ -170,6 +170,32 @@ def test_connections_stay_open(server: httpx.Client) -> None:
             assert good.status_code == 200
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning_effort": "none"},
+    ],
+)
+def test_thinking_switched_off(server: httpx.Client, fields: dict[str, Any]) -> None:
+    """Guards servers without a reasoning parser: no thinking, and no tag that nothing opened."""
+    messages = [{"role": "user", "content": [FORMS["plain"], {"type": "text", "text": QUESTION}]}]
+    texts = {
+        text_of(path, ask(server, path, messages, **fields))
+        for path in (CHAT, BATCH, RESPONSES, MESSAGES)
+    }
+    lines = ask(server, CHAT, messages, stream=True, **fields).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    texts.add("".join(event["choices"][0]["delta"].get("content") or "" for event in events))
+    (text,) = texts
+    assert text.isdecimal()
+    closed = ask(server, "/tokenize", [USER], **fields).json()["tokens"]
+    tags = server.post("/tokenize", json={"prompt": "<think></think><answer>"}).json()["tokens"]
+    assert closed[-3:] == tags[-3:]
+    assert closed[:-3] == ask(server, "/tokenize", [USER]).json()["tokens"]
+
+
 def test_beams_end(server: httpx.Client) -> None:
     """Guards beam search: it used to write on, into questions that it asks itself."""
     question = {"type": "text", "text": QUESTION}

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.parser import ParserManager
 
@@ -227,6 +230,20 @@ def test_responses_lose_no_answer(tokenizer: Any) -> None:
 
     assert outputs("407") == ["reasoning", "message"]
     assert outputs(CALLS) == ["reasoning", "function_call", "function_call"]
+
+
+def test_batches(tokenizer: Any) -> None:
+    """Guards /v1/chat/completions/batch, whose messages are lists of conversations."""
+    begun = {"role": "assistant", "content": "<think>Lo"}
+    asked = BatchChatCompletionRequest(
+        messages=[[{"role": "user", "content": "?"}, begun]],
+        continue_final_message=True,
+        add_generation_prompt=False,
+    )
+    parser = answer_parser(composed())(tokenizer, chat_template_kwargs={})
+    assert parser.extract_reasoning("ok.</think>407", asked) == ("ok.", "407")
+    parser = answer_parser(None)(tokenizer, chat_template_kwargs=OFF)
+    assert parser.extract_reasoning("407</answer>", asked) == (None, "407")
 
 
 def test_other_parsers_stay(tokenizer: Any) -> None:

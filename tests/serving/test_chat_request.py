@@ -196,6 +196,17 @@ def test_bad_tools(tool: Any) -> None:
         prepare(CHAT, body_of(CHAT, "hi", tools=[tool], tool_choice="required"))
 
 
+def test_values_without_end() -> None:
+    """Guards refusals of long and deep values: in time, in a sentence, and in the stack."""
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, "a" * 10**8, {str(number): number for number in range(10**5)}):
+        with pytest.raises(ValueError, match="expected") as refusal:
+            prepare(CHAT, {"messages": value})
+        assert len(str(refusal.value)) < 250
+
+
 @pytest.mark.parametrize("body", [None, [], "a", 3])
 def test_no_object(body: Any) -> None:
     """Guards bodies of any other JSON."""

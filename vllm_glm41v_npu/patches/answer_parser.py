@@ -14,12 +14,14 @@ from typing import Any
 
 
 def apply() -> None:
-    """Put the parser into the handlers of chats (Anthropic's too) and of responses."""
+    """Put the parser into the handlers of chats (Anthropic's too), batches and responses."""
+    from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
     _replace(OpenAIServingChat, "parser_cls")
     _replace(OpenAIServingResponses, "parser")
+    _parse_batches(OpenAIServingChatBatch)
 
 
 def _replace(handler: Any, attribute: str) -> None:
@@ -34,3 +36,20 @@ def _replace(handler: Any, attribute: str) -> None:
         setattr(self, attribute, answer_parser(getattr(self, attribute)))
 
     handler.__init__ = __init__
+
+
+def _parse_batches(handler: Any) -> None:
+    """Give batches, which ask a reasoning parser alone, the whole one in its place."""
+    generate = handler.chat_completion_full_generator_batch
+
+    @functools.wraps(generate)
+    async def chat_completion_full_generator_batch(
+        self: Any, request: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        one = request.to_chat_completion_request(request.messages[0])
+        kwargs = self._effective_chat_template_kwargs(one)
+        *others, _ = arguments
+        parser = self.parser_cls(self.renderer.tokenizer, chat_template_kwargs=kwargs)
+        return await generate(self, request, *others, parser, **options)
+
+    handler.chat_completion_full_generator_batch = chat_completion_full_generator_batch

@@ -9,6 +9,7 @@ responses, or with a `source` like Anthropic's messages. Each route of vLLM take
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from reprlib import Repr
 from typing import Any
 
 from PIL.Image import Image
@@ -38,10 +39,15 @@ Form = Callable[[str, Any, str], Part]
 """(path of the part for a message, the part, the sender's role) to the part in a route's form."""
 
 
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist = 2, 3, 3
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
 def shown(value: Any) -> str:
-    """A value for a sentence, not too long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:45]}...{text[-10:]}"
+    """A value for a sentence, not too long, however long or deep it is."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 90 else f"{text[:70]}..."
 
 
 def refuse(sentence: str) -> VLLMValidationError:

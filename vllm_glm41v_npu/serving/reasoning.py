@@ -126,7 +126,10 @@ def _opens_thinking(request: ChatCompletionRequest | ResponsesRequest) -> bool:
     """Whether the answer continues an assistant's message within its thinking."""
     if not getattr(request, "continue_final_message", False):
         return False
-    content = request.messages[-1].get("content") or ""
+    last: Any = request.messages[-1]
+    if isinstance(last, list):  # a batch, of whose conversations all go on, or none
+        last = last[-1]
+    content = last.get("content") or ""
     if not isinstance(content, str):
         content = "".join(part.get("text") or "" for part in content)
     return content.rfind(THINK) > content.rfind(END_THINK)

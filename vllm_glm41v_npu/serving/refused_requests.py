@@ -41,7 +41,12 @@ async def check_body(raw_request: Request) -> None:
     await validate_json_request(raw_request)
     scope = raw_request.scope
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    prepare(path, await raw_request.json())
+    try:
+        body = await raw_request.json()
+    except (ValueError, RecursionError) as error:
+        found = f"is no JSON ({error})" if await raw_request.body() else "is empty"
+        raise VLLMValidationError(f"The body {found}; expected a JSON object.") from error
+    prepare(path, body)
 
 
 async def refuse(request: Request, error: Exception) -> JSONResponse:
