@@ -41,6 +41,7 @@ def server(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
 ) -> Iterator[httpx.Client]:
     options = ["--served-model-name", "glm4v", "--reasoning-parser", "glm41v"]
+    options += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     options += ["--middleware", "vllm_glm41v_npu.serving.mindie.MindIERoutes"]
     options += ["--limit-mm-per-prompt", '{"image": 20, "video": 1}', "--api-key", "key"]
     options += ["--allowed-local-media-path", str(ASSETS)]
@@ -215,6 +216,73 @@ def test_reasoning_with_a_grammar(server: httpx.Client) -> None:
     message = chat(server, **options).json()["choices"][0]["message"]
     assert message["reasoning"] is None
     assert message["content"] in ("yes", "no")
+
+
+def streamed(server: httpx.Client, **fields: Any) -> dict[str, Any]:
+    """The message that a stream's deltas make."""
+    lines = chat(server, stream=True, **fields).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    deltas = [event["choices"][0]["delta"] for event in events]
+    message: dict[str, Any] = {
+        name: "".join(delta.get(name) or "" for delta in deltas) or None
+        for name in ("reasoning", "content")
+    }
+    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls") or ()]
+    return message | {"arguments": "".join(call.get("arguments") or "" for call in calls)}
+
+
+def whole(server: httpx.Client, **fields: Any) -> dict[str, Any]:
+    """The same of a whole answer."""
+    message = chat(server, **fields).json()["choices"][0]["message"]
+    arguments = "".join(call["function"]["arguments"] for call in message["tool_calls"])
+    found = {name: message[name] or None for name in ("reasoning", "content")}
+    return found | {"arguments": arguments}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning_effort": "none"},
+    ],
+)
+def test_thinking_switched_off(server: httpx.Client, fields: dict[str, Any]) -> None:
+    """Guards each way to switch it off, whole and streamed, on each route."""
+    found = whole(server, **fields)
+    assert found == streamed(server, **fields)
+    assert (found["reasoning"], found["arguments"]) == (None, "")
+    assert found["content"].isdecimal()
+    content = [{"type": "image_url", "image_url": data_uri(PICTURE.read_bytes())}]
+    message = {"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}
+    common = {"model": "glm4v", "temperature": 0, **fields}
+    answer = server.post("/v1/responses", json={**common, "input": [message]}).json()
+    assert [output["content"][0]["text"] for output in answer["output"]] == [found["content"]]
+    body = {**common, "messages": [message], "max_tokens": 32}
+    answer = server.post("/v1/messages", json=body).json()
+    assert [block["text"] for block in answer["content"]] == [found["content"]]
+
+
+def test_reasoning_left_out(server: httpx.Client) -> None:
+    """Guards include_reasoning in a stream."""
+    found = whole(server, include_reasoning=False)
+    assert found == streamed(server, include_reasoning=False)
+    assert (found["reasoning"], found["content"]) == (None, NUMBER)
+
+
+@pytest.mark.parametrize("max_tokens", [20, 40, 60])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "tell"}}])
+def test_calls_of_tools(server: httpx.Client, choice: Any, max_tokens: int) -> None:
+    """Guards answers that have to call a tool: cut off anywhere, whole and streamed alike."""
+    number = {"type": "string", "pattern": "^[0-9]{4}$"}
+    parameters = {"type": "object", "properties": {"n": number}, "required": ["n"]}
+    parameters["additionalProperties"] = False
+    tools = [{"type": "function", "function": {"name": "tell", "parameters": parameters}}]
+    fields = {"tools": tools, "tool_choice": choice, "max_tokens": max_tokens}
+    found = whole(server, **fields)
+    assert found == streamed(server, **fields)
+    assert found["reasoning"] == THINKING
+    assert found["arguments"] or found["content"]
 
 
 def test_no_thinking(server: httpx.Client) -> None:

@@ -17,6 +17,7 @@ from tests.serving.answers import ANSWERS
 from vllm_glm41v_npu import plugin
 from vllm_glm41v_npu.platform import ATLAS_A2
 from vllm_glm41v_npu.serving import reasoning
+from vllm_glm41v_npu.serving.answer_parser import answer_parser
 
 BOXED = ANSWERS["coordinates"]
 
@@ -34,8 +35,7 @@ def request(**options: Any) -> ChatCompletionRequest:
 
 def parser_of(tokenizer: Any, **chat_template_kwargs: Any) -> Any:
     """What a server makes for one choice of one request."""
-    parser = ParserManager.get_parser(reasoning_parser_name="glm41v")
-    assert parser is not None
+    parser = answer_parser(ParserManager.get_parser(reasoning_parser_name="glm41v"))
     return parser(tokenizer, None, chat_template_kwargs=chat_template_kwargs)
 
 
@@ -67,8 +67,9 @@ def deltas(tokenizer: Any, text: str, lag: int) -> Iterator[tuple[str, list[int]
 def streamed(parser: Any, pieces: Iterator[tuple[str, list[int]]], ids: list[int]) -> list[str]:
     """[reasoning, content] of a stream."""
     result = ["", ""]
-    for text, tokens in pieces:
-        delta = parser.parse_delta(text, tokens, request(), ids, finished=False)
+    for text, tokens in (every := [*pieces]):
+        finished = tokens == every[-1][1]
+        delta = parser.parse_delta(text, tokens, request(), ids, finished=finished)
         if delta is not None:
             result[0] += delta.reasoning or ""
             result[1] += delta.content or ""

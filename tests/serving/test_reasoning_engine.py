@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from vllm import LLM, SamplingParams
-from vllm.sampling_params import StructuredOutputsParams
+from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from tests.checkpoints import TINY
 from tests.engines import accepted, engine
@@ -56,6 +56,35 @@ def answer(llm: LLM, begun: str = "", **options: Any) -> str:
         continue_final_message=bool(begun),
     )
     return output[0].outputs[0].text
+
+
+def test_thinking_switched_off(llm: LLM) -> None:
+    """Guards the switch offline: the prompt that a closed thinking begun by hand makes."""
+    question: list[Any] = [{"role": "user", "content": "What?"}]
+    begun = [*question, {"role": "assistant", "content": "<think></think><answer>"}]
+    parameters = SamplingParams(temperature=0, max_tokens=1)
+    (by_hand,) = llm.chat(
+        begun,
+        parameters,
+        use_tqdm=False,
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    for kwargs in ({"enable_thinking": False}, {"thinking": {"type": "disabled"}}):
+        (off,) = llm.chat(question, parameters, use_tqdm=False, chat_template_kwargs=kwargs)
+        assert off.prompt_token_ids == by_hand.prompt_token_ids
+
+
+def test_beams_end_offline(llm: LLM) -> None:
+    """Guards LLM.beam_search: the best beam is the greedy answer, and all of them end."""
+    prompt = "[gMASK]<sop><|user|>\nWhat number is written in the picture?<|assistant|>\n"
+    (greedy,) = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=60), use_tqdm=False)
+    parameters = BeamSearchParams(beam_width=2, max_tokens=60)
+    for limit in (None, 1):
+        outputs = llm.beam_search([prompt] * 2, parameters, concurrency_limit=limit)
+        for output in outputs:
+            assert output.sequences[0].text == greedy.outputs[0].text
+            assert [beam.finish_reason for beam in output.sequences] == ["stop"] * 2
 
 
 def test_json_after_free_thinking(llm: LLM) -> None:

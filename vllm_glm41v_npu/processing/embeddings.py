@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.media.image import ImageEmbeddingMediaIO
 from vllm.multimodal.parse import DictEmbeddingItems
 
 from .grid import PatchGeometry
@@ -60,7 +62,7 @@ def parse_embeddings(
             f"The {modality} embeddings have the keys {sorted(data)}; expected "
             f"{sorted(names)}. Give all of them, and nothing else."
         )
-    tensors = {name: torch.as_tensor(data[name]) for name in names}
+    tensors = {name: _tensor(name, data[name]) for name in names}
     grids = tensors[grid_name] = _checked_grids(modality, tensors[grid_name], geometry)
     _check_embeds(embeds_name, tensors[embeds_name], grids, geometry, hidden)
     if modality == "video":
@@ -71,6 +73,37 @@ def parse_embeddings(
         required_fields=names,
         fields_factory=lambda given: fields(modality, given, geometry),
     )
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = _shortened(repr(value))
+        raise ValueError(f"{name} is {found}; expected a tensor, or numbers for one.") from error
+
+
+def read_embedding(data: str) -> torch.Tensor:
+    """A tensor of the chat API, of any shape and dtype, from base64.
+
+    Raises:
+        ValueError: no base64, or neither what `torch.save` writes of a tensor nor a `.npy`.
+    """
+    try:
+        return ImageEmbeddingMediaIO().load_base64("", data)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch.load raises nearly anything about what it did not write
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise VLLMValidationError(
+            f"image_embeds holds {_shortened(data)!r}, which is no tensor "
+            f"({_shortened(reason)}); expected base64 of what torch.save writes of one tensor, or "
+            "of a .npy file. Check whether it was cut off."
+        ) from error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def _check_embeds(
@@ -94,6 +127,11 @@ def _check_embeds(
             f"{geometry.merge_size**2} summed over the rows of the grid. Give the "
             "output of the vision tower and the grid it was made with."
         )
+    if not embeds.isfinite().all():
+        raise ValueError(
+            f"{name} has values that are infinite or no numbers; expected the output of the vision "
+            "tower. Check how it was computed."
+        )
 
 
 def _checked_grids(
@@ -109,8 +147,9 @@ def _checked_grids(
         or (grids[..., 1:] % merge != 0).any()
     ):
         row = "(1, h, w)" if modality == "image" else "(t, h, w)"
+        found = _shortened(str(grids.tolist()))
         raise ValueError(
-            f"{modality}_grid_thw is {grids.tolist()}; expected whole numbers of shape [items, 3], "
+            f"{modality}_grid_thw is {found}; expected whole numbers of shape [items, 3], "
             f"each row {row} in patches with h and w multiples of {merge}. Give the grid the "
             "embeddings were made with."
         )
@@ -121,8 +160,9 @@ def _checked_timestamps(timestamps: torch.Tensor, grids: torch.Tensor) -> torch.
     """int64 [temporal pairs]."""
     pairs = int(grids[:, 0].sum())
     if timestamps.is_floating_point() or timestamps.numel() != pairs or (timestamps < 0).any():
+        found = _shortened(str(timestamps.tolist()))
         raise ValueError(
-            f"timestamps is {timestamps.tolist()}; expected {pairs} whole seconds, one for each "
+            f"timestamps is {found}; expected {pairs} whole seconds, one for each "
             "temporal pair of video_grid_thw (the sum of its first column)."
         )
     return timestamps.reshape(-1).to(torch.int64)

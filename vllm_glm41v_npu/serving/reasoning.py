@@ -7,7 +7,7 @@ Which tags stay in the content, a request says with `chat_template_kwargs={"keep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.engine.protocol import DeltaMessage
@@ -16,7 +16,8 @@ from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
 from vllm_glm41v_npu.platform import current_backend
 
-from .thinking import BOX, END_ANSWER, END_THINK, REMOVED, THINK, ThinkingSplitter, split
+from .thinking import BOX, END_THINK, REMOVED, THINK, ThinkingSplitter, split
+from .thinking_switch import closes_thinking
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vllm.tokenizers import TokenizerLike
 
 ASSISTANT = "<|assistant|>"
-TURN_ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 KEEP_TAGS = "keep_tags"
 
 
@@ -32,9 +32,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
     """`<think>` to reasoning, the rest without its tags to content; see `ThinkingSplitter`.
 
     vLLM makes one for each use of each request: to look at the prompt, to split a text, or, in the
-    engine, to hold a grammar back until the thinking has ended. A stream does not say which delta
-    is its last, so an answer cut off (by its length or a stop string) within something that looks
-    like the start of a tag is streamed without these characters.
+    engine, to hold a grammar back until the thinking has ended. `Glm41vParser` drives it.
 
     Raises ValueError where `keep_tags` is something else, and RuntimeError where the vocabulary
     has no `<think>` and `</think>`.
@@ -45,15 +43,15 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
 
     def __init__(self, tokenizer: TokenizerLike, *args: Any, **kwargs: Any) -> None:
         super().__init__(tokenizer, *args, **kwargs)
-        self._keep = (kwargs.get("chat_template_kwargs") or {}).get(KEEP_TAGS, "none")
+        given = kwargs.get("chat_template_kwargs") or {}
+        self._keep = given.get(KEEP_TAGS, "none")
         if self._keep not in [*REMOVED]:
             raise VLLMValidationError(  # a ValueError that vLLM answers without a traceback
                 f"chat_template_kwargs has {KEEP_TAGS}={self._keep!r}; expected one of "
                 f"{', '.join(map(repr, REMOVED))}."
             )
         self._assistant = self.vocab.get(ASSISTANT)
-        self._turn_ends = {self.vocab[token] for token in TURN_ENDS if token in self.vocab}
-        self._end_answer = self.vocab.get(END_ANSWER)
+        self._closed = closes_thinking(given)
         self._thinks = False
         self._splitter: ThinkingSplitter | None = None
 
@@ -67,21 +65,14 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         self._thinks = last == self.start_token_id  # where a stream would begin
         return last == self.end_token_id
 
-    def is_reasoning_end_streaming(
-        self, input_ids: Sequence[int], delta_ids: Iterable[int]
-    ) -> bool:
-        """Whether the thinking ends in `delta_ids`.
-
-        To the parser that splits a stream, never: vLLM would hand it no more of the answer.
-        """
-        return self._splitter is None and super().is_reasoning_end_streaming(input_ids, delta_ids)
-
     def extract_reasoning(
         self, model_output: str, request: ChatCompletionRequest | ResponsesRequest
     ) -> tuple[str | None, str | None]:
         """(reasoning, content) of a whole answer; what is empty is None."""
         thinks = _opens_thinking(request)
-        reasoning, content = split(model_output, thinking=thinks, keep=self._keep)
+        reasoning, content = split(
+            model_output, thinking=thinks, closed=self._closed, keep=self._keep
+        )
         return reasoning or None, content or None
 
     def extract_reasoning_streaming(
@@ -94,15 +85,18 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
         """What `delta_text` settles, or None; to be called with every delta in turn."""
+        return _delta(*self._splits().feed(delta_text))
+
+    def end_of_stream(self) -> DeltaMessage | None:
+        """What waited for the rest of a tag, as no more comes; or None."""
+        return _delta(*self._splits().end())
+
+    def _splits(self) -> ThinkingSplitter:
         if self._splitter is None:
-            self._splitter = ThinkingSplitter(thinking=self._thinks, keep=self._keep)
-        parts = [self._splitter.feed(delta_text)]
-        if self._ends_turn(delta_text, delta_token_ids):
-            parts.append(self._splitter.end())
-        reasoning, content = map("".join, zip(*parts, strict=True))
-        fields = {"reasoning": reasoning, "content": content}
-        settled = {name: text for name, text in fields.items() if text}
-        return DeltaMessage(**settled) if settled else None
+            self._splitter = ThinkingSplitter(
+                thinking=self._thinks, closed=self._closed, keep=self._keep
+            )
+        return self._splitter
 
     def adjust_request(
         self, request: ChatCompletionRequest | ResponsesRequest
@@ -121,17 +115,21 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
             request.skip_special_tokens = False
         return request
 
-    def _ends_turn(self, delta_text: str, delta_token_ids: Sequence[int]) -> bool:
-        last = delta_token_ids[-1] if delta_token_ids else None
-        # Where </answer> is an end-of-sequence token, vLLM drops its text; elsewhere it does not.
-        return last in self._turn_ends or (last == self._end_answer and not delta_text)
+
+def _delta(reasoning: str, content: str) -> DeltaMessage | None:
+    fields = {"reasoning": reasoning, "content": content}
+    settled = {name: text for name, text in fields.items() if text}
+    return DeltaMessage(**settled) if settled else None
 
 
 def _opens_thinking(request: ChatCompletionRequest | ResponsesRequest) -> bool:
     """Whether the answer continues an assistant's message within its thinking."""
     if not getattr(request, "continue_final_message", False):
         return False
-    content = request.messages[-1].get("content") or ""
+    last: Any = request.messages[-1]
+    if isinstance(last, list):  # a batch, of whose conversations all go on, or none
+        last = last[-1]
+    content = last.get("content") or ""
     if not isinstance(content, str):
         content = "".join(part.get("text") or "" for part in content)
     return content.rfind(THINK) > content.rfind(END_THINK)

@@ -27,17 +27,18 @@ class ThinkingSplitter:
 
     Removed from the content are the tags that `keep` (a key of REMOVED) does not keep, and white
     space between them. An answer that does not begin with `<think>` is content from its first
-    character, unless `thinking` says that the prompt opened the thinking; to keep "all" makes
-    every answer content, as it was written.
+    character, unless `thinking` says that the prompt opened the thinking; `closed` says that it
+    closed it, so that all is content, without white space before it. To keep "all" makes every
+    answer content, as it was written.
     """
 
-    def __init__(self, *, thinking: bool = False, keep: str = "none") -> None:
+    def __init__(self, *, thinking: bool = False, closed: bool = False, keep: str = "none") -> None:
         self._tags = REMOVED[keep]
         self._pattern = re.compile("|".join(map(re.escape, self._tags)))
         self._step = self._think if thinking else self._start
-        if keep == "all":
+        if keep == "all" or closed:
             self._step = self._answer
-        self._trims = False
+        self._trims = closed and keep != "all"
         self._held = ""
 
     def feed(self, piece: str) -> tuple[str, str]:
@@ -92,8 +93,10 @@ class ThinkingSplitter:
         return taken
 
 
-def split(text: str, *, thinking: bool = False, keep: str = "none") -> tuple[str, str]:
+def split(
+    text: str, *, thinking: bool = False, closed: bool = False, keep: str = "none"
+) -> tuple[str, str]:
     """(thinking, content) of a whole answer; see `ThinkingSplitter`."""
-    splitter = ThinkingSplitter(thinking=thinking, keep=keep)
+    splitter = ThinkingSplitter(thinking=thinking, closed=closed, keep=keep)
     first, last = splitter.feed(text), splitter.end()
     return first[0] + last[0], first[1] + last[1]

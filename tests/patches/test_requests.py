@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM does with requests without our patches: each test that fails lets one of them go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.entrypoints.anthropic import api_router
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.chat_utils import MM_PARSER_MAP
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media.image import ImageEmbeddingMediaIO
+from vllm.renderers.registry import RendererRegistry
+
+from vllm_glm41v_npu.patches import anthropic_errors, chat_parts, front_end
+
+MESSAGES = {"model": "a", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_refused_requests() -> None:
+    """Guards patches/refused_requests.py: no message is no error, and a string breaks vLLM."""
+    assert ChatCompletionRequest(messages=[]).messages == []
+    with pytest.raises(AttributeError):
+        ChatCompletionRequest.model_validate({"messages": [], "structured_outputs": "x"})
+
+
+def test_anthropic_errors(caplog: pytest.LogCaptureFixture) -> None:
+    """Guards patches/anthropic_errors.py: the router answers 500 to a caller's error."""
+
+    async def refuse(*arguments: Any) -> Any:
+        raise VLLMValidationError("no picture")
+
+    handler = SimpleNamespace(create_messages=refuse)
+    state = SimpleNamespace(anthropic_serving_messages=handler)
+    raw = SimpleNamespace(app=SimpleNamespace(state=state))
+    route = api_router.create_messages.__wrapped__.__wrapped__
+    request = AnthropicMessagesRequest.model_validate(MESSAGES)
+    assert asyncio.run(route(request, raw)).status_code == 500
+    handler.create_messages = anthropic_errors._refusing(refuse)
+    answer = asyncio.run(route(request, raw))
+    assert answer.status_code == 400
+    assert json.loads(answer.body)["error"]["type"] == "invalid_request_error"
+
+
+def test_failures_stay_failures() -> None:
+    """Guards against a fault of the server that its caller is told to mend."""
+
+    async def fail() -> Any:
+        raise RuntimeError("out of everything")
+
+    async def answer() -> Any:
+        return ErrorResponse
+
+    with pytest.raises(RuntimeError):
+        asyncio.run(anthropic_errors._refusing(fail)())
+    assert asyncio.run(anthropic_errors._refusing(answer)()) is ErrorResponse
+
+
+def test_calls_cut_off_for_anthropics_clients() -> None:
+    """Guards answers whose arguments max_tokens cuts off: they used to be 500."""
+
+    def call(arguments: str) -> Any:
+        return SimpleNamespace(function=SimpleNamespace(arguments=arguments))
+
+    message = SimpleNamespace(content=None, tool_calls=[call('{"a": 1}'), call('{"a": "4')])
+    response = SimpleNamespace(choices=[SimpleNamespace(message=message)])
+    convert = anthropic_errors._showing_what_is_cut_off(lambda self, response: response)
+    assert convert(None, response) is response
+    assert message.content == '{"a": "4'
+    assert [each.function.arguments for each in message.tool_calls] == ['{"a": 1}']
+
+
+def test_chat_parts() -> None:
+    """Guards patches/chat_parts.py: vLLM takes no other form of a picture."""
+    assert not {"image", "video"} & MM_PARSER_MAP.keys()
+    with pytest.raises(ValueError, match="valid dictionary"):
+        MM_PARSER_MAP["image_url"]({"type": "image_url", "image_url": "https://a/b.png"})
+    parse = chat_parts._in_form(lambda messages: messages)
+    given = [{"role": "user", "content": [{"type": "image", "image": "https://a/b.png"}]}]
+    part = {"type": "image_url", "image_url": {"url": "https://a/b.png"}}
+    assert parse(given) == [{"role": "user", "content": [part]}]
+    assert given[0]["content"][0]["type"] == "image"  # the caller's own stays
+    assert parse([{"role": "user", "content": "hi"}, 3]) == [{"role": "user", "content": "hi"}, 3]
+
+
+def test_embedding_files() -> None:
+    """Guards patches/embedding_files.py: "pop from empty list" is what torch says of a text."""
+    with pytest.raises(IndexError):
+        ImageEmbeddingMediaIO().load_base64("", "dGhpcyBpcyB0ZXh0")
+
+
+@pytest.mark.parametrize("serves", [False, True])
+def test_where_requests_are_taken(monkeypatch: pytest.MonkeyPatch, serves: bool) -> None:
+    """Guards other models in the same process, and what a server alone has loaded."""
+    applied: list[str] = []
+    monkeypatch.setattr(front_end, "_apply", applied.append)
+    monkeypatch.setattr(front_end, "_SERVES", __name__ if serves else "no.such.module")
+    monkeypatch.setattr(RendererRegistry, "load_renderer", lambda *arguments: "made")
+    front_end.apply()
+
+    def load(model_type: str) -> Any:
+        config = SimpleNamespace(hf_config=SimpleNamespace(model_type=model_type))
+        return RendererRegistry().load_renderer("hf", SimpleNamespace(model_config=config), None)
+
+    assert load("qwen3_vl") == "made"
+    assert applied == []
+    assert load("glm4v") == "made"
+    assert set(front_end.OFFLINE_TOO) <= set(applied)
+    assert set(front_end.SERVING).isdisjoint(applied) is not serves

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take pictures and videos in any form that clients use, offline too.
+
+vLLM 0.23.0 refuses `{"type": "image", "image": ...}`, transformers' form, and a plain string as
+`image_url` beside a type. The server's bodies were put into its form before; this is for
+conversations that no route has seen. Can go when vLLM's `MM_PARSER_MAP` takes them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def apply() -> None:
+    """Put the parts of each message into vLLM's form before it parses them."""
+    from vllm.renderers import hf
+
+    for name in ("parse_chat_messages", "parse_chat_messages_async"):
+        setattr(hf, name, _in_form(getattr(hf, name)))
+
+
+def _in_form(parse: Any) -> Any:
+    @functools.wraps(parse)
+    def parse_chat_messages(messages: Any, *arguments: Any, **options: Any) -> Any:
+        own = [_message(f"messages[{number}]", each) for number, each in enumerate(messages)]
+        return parse(own, *arguments, **options)
+
+    return parse_chat_messages
+
+
+def _message(name: str, message: Any) -> Any:
+    """A copy with other parts; anything but a list of parts stays."""
+    from vllm_glm41v_npu.serving.chat_parts import for_chat
+
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(content, list):
+        return message
+    parts = [for_chat(f"{name}.content[{number}]", part) for number, part in enumerate(content)]
+    return {**message, "content": parts}

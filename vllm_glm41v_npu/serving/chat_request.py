@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The body of a request to one of vLLM's routes, before vLLM validates it.
+
+What vLLM would refuse in a hundred lines, or not understand, is refused here in a sentence; what it
+would ignore is put into words that it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .answer_parser import INCLUDE_REASONING
+from .chat_parts import Form, for_chat, for_messages, for_responses, refuse, shown
+from .thinking_switch import ENABLE_THINKING, THINKING, of_thinking, wanted_thinking
+
+KWARGS = "chat_template_kwargs"
+MESSAGES, RESPONSES, BATCH = "/v1/messages", "/v1/responses", "/v1/chat/completions/batch"
+EXAMPLE = '{"role": "user", "content": "..."}'
+
+OBJECTS = (
+    "response_format",
+    "structured_outputs",
+    "stream_options",
+    KWARGS,
+    "mm_processor_kwargs",
+    "media_io_kwargs",
+    "logit_bias",
+    "reasoning",
+)
+INTEGERS = ("top_logprobs", "prompt_logprobs")
+"""Fields that vLLM 0.23.0 looks into before it has looked whether they are what they should be."""
+
+
+def prepare(path: str, body: Any) -> None:
+    """Check the parsed `body` of a request to the route `path`, and change it in place.
+
+    Raises VLLMValidationError, which vLLM answers with 400.
+    """
+    if not isinstance(body, dict):
+        raise refuse(f"The body is {shown(body)}; expected a JSON object.")
+    _check(body, OBJECTS, "an object", lambda value: isinstance(value, dict))
+    _check(body, INTEGERS, "a whole number", lambda value: type(value) is int)
+    _check_tools(path, body)
+    form = _form(path)
+    for name, messages in _conversations(path, body):
+        _check_messages(name, messages)
+        for number, message in enumerate(messages):
+            _put_into_form(f"{name}[{number}]", message, form)
+    if "messages" in body or "input" in body:
+        _switch_thinking(path, body)
+
+
+def _check(
+    body: Mapping[str, Any], names: tuple[str, ...], expected: str, fits: Callable[[Any], bool]
+) -> None:
+    for name in names:
+        value = body.get(name)
+        if value is not None and not fits(value):
+            raise refuse(f"{name} is {shown(value)}; expected {expected}.")
+
+
+def _check_tools(path: str, body: Mapping[str, Any]) -> None:
+    tools = body.get("tools")
+    if tools is None:
+        return
+    if not isinstance(tools, list):
+        raise refuse(f"tools is {shown(tools)}; expected a list of objects.")
+    is_flat = path.startswith((MESSAGES, RESPONSES))
+    for number, tool in enumerate(tools):
+        function = tool.get("function", {}) if isinstance(tool, dict) and not is_flat else tool
+        if not isinstance(function, dict) or (not is_flat and "name" not in function):
+            expected = "an object" if is_flat else '{"type": "function", "function": {"name": ...}}'
+            raise refuse(f"tools[{number}] is {shown(tool)}; expected {expected}.")
+
+
+def _form(path: str) -> Form:
+    if path.startswith(MESSAGES):
+        return for_messages
+    return for_responses if path == RESPONSES else for_chat
+
+
+def _conversations(path: str, body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(name, messages) of each; a field that is not there is left to vLLM."""
+    if path == RESPONSES:
+        if "input" in body and not isinstance(body["input"], str):
+            yield "input", body["input"]
+    elif path == BATCH and isinstance(body.get("messages"), list) and body["messages"]:
+        yield from ((f"messages[{n}]", each) for n, each in enumerate(body["messages"]))
+    elif "messages" in body:
+        yield "messages", body["messages"]
+
+
+def _check_messages(name: str, messages: Any) -> None:
+    if not isinstance(messages, list):
+        raise refuse(f"{name} is {shown(messages)}; expected a list of messages like {EXAMPLE}.")
+    if not messages:
+        raise refuse(f"{name} is empty; expected at least one message, such as {EXAMPLE}.")
+    for number, message in enumerate(messages):
+        _check_message(f"{name}[{number}]", message)
+
+
+def _check_message(name: str, message: Any) -> None:
+    if not isinstance(message, dict):
+        raise refuse(f"{name} is {shown(message)}; expected an object like {EXAMPLE}.")
+    if message.get("type", "message") != "message":
+        return  # of /v1/responses: what a tool was asked and said, and the like
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        found = f"has the role {shown(role)}" if "role" in message else "has no role"
+        raise refuse(f'{name} {found}; expected "user", "assistant" or "system".')
+    content = message.get("content")
+    if content is None and role not in ("user", "system"):
+        return
+    if not isinstance(content, str | list):
+        found = f"{name}.content is {shown(content)}"
+        found = found if "content" in message else f"{name} has no content"
+        raise refuse(f"{found}; expected text, or a list of texts, pictures and videos.")
+
+
+def _put_into_form(name: str, message: dict[str, Any], form: Form) -> None:
+    content = message.get("content")
+    if isinstance(content, list) and message.get("type", "message") == "message":
+        message["content"] = [
+            form(f"{name}.content[{number}]", part, message["role"])
+            for number, part in enumerate(content)
+        ]
+
+
+def _switch_thinking(path: str, body: dict[str, Any]) -> None:
+    """Put every way to switch the thinking off, or on, into `chat_template_kwargs`."""
+    _check(body, (INCLUDE_REASONING,), "true or false", lambda value: isinstance(value, bool))
+    given = dict(body.get(KWARGS) or {})
+    wanted = wanted_thinking(given)
+    in_body = of_thinking(body.pop(THINKING, None))
+    effort = body.get("reasoning_effort") or (body.get("reasoning") or {}).get("effort")
+    if wanted is None:
+        wanted = False if in_body is None and effort == "none" else in_body
+    if wanted is not None:
+        given[ENABLE_THINKING] = wanted
+    if path.startswith(MESSAGES) and body.get(INCLUDE_REASONING) is not None:
+        given[INCLUDE_REASONING] = body[INCLUDE_REASONING]  # a field that it would drop
+    if given:
+        body[KWARGS] = given

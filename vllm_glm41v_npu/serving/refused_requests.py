@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the server's application takes requests and refuses them: set on vLLM's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from jinja2 import TemplateError
+from pydantic import ValidationError
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.entrypoints.serve.utils.error_response import create_error_response
+from vllm.entrypoints.serve.utils.server_utils import exception_handler
+from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
+
+from .chat_request import MESSAGES, prepare
+from .field_errors import sentences
+
+CALLERS_ERRORS = (ValueError, OverflowError, NotImplementedError, TemplateError, VLLMNotFoundError)
+"""What vLLM answers with 4xx or 501. Without a handler of their own, these errors close the
+connection and leave a traceback in the log."""
+
+ANTHROPIC = {400: "invalid_request_error", 404: "not_found_error"}
+
+
+def improve(app: FastAPI) -> FastAPI:
+    """Check bodies before vLLM does, and answer a caller's errors in a sentence."""
+    app.dependency_overrides[validate_json_request] = check_body
+    app.exception_handler(RequestValidationError)(refuse_fields)
+    for kind in (*CALLERS_ERRORS, VLLMValidationError):
+        app.exception_handler(kind)(refuse)
+    if app.middleware_stack is not None:  # vLLM's SageMaker routes build it early
+        app.middleware_stack = app.build_middleware_stack()
+    return app
+
+
+async def check_body(raw_request: Request) -> None:
+    """A dependency of every route that takes JSON; runs before pydantic sees the body."""
+    await validate_json_request(raw_request)
+    scope = raw_request.scope
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    try:
+        body = await raw_request.json()
+    except (ValueError, RecursionError) as error:
+        found = f"is no JSON ({error})" if await raw_request.body() else "is empty"
+        raise VLLMValidationError(f"The body {found}; expected a JSON object.") from error
+    prepare(path, body)
+
+
+async def refuse(request: Request, error: Exception) -> JSONResponse:
+    """vLLM's answer, to Anthropic's clients in their form."""
+    if isinstance(error, ValidationError):  # of a route that validates its body itself
+        error = VLLMValidationError(sentences(error.errors()))
+    answer = await exception_handler(request, error)
+    return _in_clients_form(request, answer, create_error_response(error))
+
+
+async def refuse_fields(request: Request, error: RequestValidationError) -> JSONResponse:
+    """400 about fields that pydantic found wrong."""
+    sentence = sentences(error.errors(), error.body)
+    return await refuse(request, VLLMValidationError(sentence, parameter=_parameter(error)))
+
+
+def _parameter(error: RequestValidationError) -> str | None:
+    """The field that vLLM's own validators name."""
+    causes = (each.get("ctx", {}).get("error") for each in error.errors() if isinstance(each, dict))
+    found = (cause.parameter for cause in causes if isinstance(cause, VLLMValidationError))
+    return next(found, None)
+
+
+def _in_clients_form(request: Request, answer: JSONResponse, response: Any) -> JSONResponse:
+    if MESSAGES not in request.url.path:
+        return answer
+    code = response.error.code
+    content = {"type": ANTHROPIC.get(code, response.error.type), "message": response.error.message}
+    return JSONResponse({"type": "error", "error": content}, status_code=code)
