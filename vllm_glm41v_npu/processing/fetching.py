@@ -10,15 +10,19 @@ go back to the caller, and say nothing that a caller could not know.
 from __future__ import annotations
 
 import asyncio
+import binascii
 import ipaddress
 import os
+import re
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
+import pybase64
 from aiohttp.abc import AbstractResolver
 from vllm import envs
 from vllm.connections import _is_retryable
@@ -29,6 +33,7 @@ MAX_MEGABYTES = {"VLLM_GLM41V_NPU_MAX_IMAGE_MB": 100, "VLLM_GLM41V_NPU_MAX_VIDEO
 
 _REDIRECTS = 5
 _CHUNK = 1 << 16
+_NOT_BASE64 = re.compile("[^A-Za-z0-9+/]")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -255,11 +260,39 @@ def split_data_url(url: str, limit: int) -> tuple[str, str]:
         MediaRefused: It is not in base64, or too large.
     """
     head, comma, data = url[len("data:") :].partition(",")
-    media_type, *parameters = head.split(";")
-    if not comma or parameters[-1:] != ["base64"] or not data.isascii():
+    media_type, *parameters = (part.strip() for part in head.split(";"))
+    if not comma or parameters[-1:] != ["base64"]:
         raise MediaRefused(
             "A data URL is not in base64; expected data:image/png;base64, or "
             "data:video/mp4;base64, and then the file."
         )
     check_size(len(data) * 3 // 4, limit)
     return media_type, data
+
+
+_URL_SAFE = str.maketrans("-_", "+/", "\t\n\v\f\r ")
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of base64, as people send it: also broken into lines, of the URL-safe alphabet,
+    percent-encoded, or without the = at its end.
+
+    Raises:
+        MediaRefused: Something else is in it, or it was cut off.
+    """
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        pass  # it takes a closer look
+    plain = (unquote(text) if "%" in text else text).translate(_URL_SAFE).rstrip("=")
+    if (odd := _NOT_BASE64.search(plain)) is not None:
+        raise MediaRefused(
+            f"The data is not base64: it has {odd[0]!r} at letter {odd.start() + 1}; expected "
+            "letters, digits, + and /. Send the file encoded in base64."
+        )
+    if len(plain) % 4 == 1:
+        raise MediaRefused(
+            f"The data is not whole base64: its {len(plain)} letters are one too many or some too "
+            "few. Check whether it was cut off."
+        )
+    return pybase64.b64decode(plain + "=" * (-len(plain) % 4))
