@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A budget of memory for media: one a request, one for the process, with waiting instead of failing.
+"""Budgets of memory for media, of a request and of the process; there is waiting, not failing.
 
 A request's pictures and videos are loaded side by side, and none knows of the others. So memory is
 taken here before it is used: for the bytes of a file, and for what decoding needs by its header.
@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import os
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +35,14 @@ class OverBudget(ValueError):
 
 class RequestEnded(Exception):
     """Nobody waits for this medium any more; only whoever loads it sees this."""
+
+
+class NoRoom(Exception):
+    """There is no memory for ``more`` bytes of a download now; wait for them, and begin again."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__(more)
+        self.more = more
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,27 @@ class Share:
     def used(self) -> int:
         return sum(lease.size for lease in self.leases)
 
+    async def download(self, fetch: Callable[[], Awaitable[bytes]]) -> tuple[bytes, Lease]:
+        """Call ``fetch``, which calls `claim`, as often as it needs. No connection is open, and no
+        time limit of one runs, while memory is waited for.
+
+        Raises:
+            OverBudget, RequestEnded: see `take`; and whatever ``fetch`` raises.
+        """
+        lease = await self.take(0)
+        reset = _DOWNLOAD.set(lease)
+        try:
+            while True:
+                try:
+                    return await fetch(), lease
+                except NoRoom as short:
+                    await lease.grow(short.more)
+        except BaseException:
+            lease.release()
+            raise
+        finally:
+            _DOWNLOAD.reset(reset)
+
     async def take(self, peak: int, held: int | None = None) -> Lease:
         """Wait for ``peak`` bytes, of which ``held`` (all by default) stay until the request ends.
 
@@ -188,8 +217,30 @@ class Lease:
         try:
             await self._waiter[1]
         except BaseException:  # refused, or the client has left
-            self._withdraw()
+            self.release()
             raise
+
+    def claim(self, more: int) -> None:
+        """Take ``more`` bytes at once.
+
+        Raises:
+            OverBudget: as in `Share.take`.
+            NoRoom: they have to be waited for.
+        """
+        budget = self.share.budget
+        with budget._lock:
+            if self.share.has_ended:
+                raise RequestEnded
+            self.wanted = more
+            error, fits = budget._refusal(self), budget._fits(self)
+            self.wanted = 0
+            if error is not None:
+                raise error
+            if not fits:
+                raise NoRoom(more)
+            budget.used += more
+            self.size += more
+            self.held += more
 
     def shrink(self) -> None:
         """Give back what only decoding needed."""
@@ -232,7 +283,8 @@ class Lease:
                 budget._give_back(self)
                 budget._serve()
 
-    def _withdraw(self) -> None:
+    def release(self) -> None:
+        """Give all back, and wait for nothing more."""
         budget = self.share.budget
         with budget._lock:
             if self in budget._waiting:
@@ -242,6 +294,17 @@ class Lease:
 
 
 _CURRENT: contextvars.ContextVar[Share | None] = contextvars.ContextVar("media", default=None)
+
+
+_DOWNLOAD: contextvars.ContextVar[Lease | None] = contextvars.ContextVar("download", default=None)
+_STEP = 1 << 20  # bytes that a download of unknown size takes at least at a time
+
+
+def claim(size: int) -> None:
+    """Take memory for a download of ``size`` bytes so far, or in all; see `Lease.claim`."""
+    lease = _DOWNLOAD.get()
+    if lease is not None and size > lease.size:
+        lease.claim(max(size - lease.size, min(_STEP, lease.share.budget.per_request // 100)))
 
 
 def check_alive() -> None:

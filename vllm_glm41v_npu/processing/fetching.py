@@ -17,6 +17,7 @@ import re
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +28,8 @@ from aiohttp.abc import AbstractResolver
 from vllm import envs
 from vllm.connections import _is_retryable
 from yarl import URL
+
+from .budget import claim
 
 MAX_MEGABYTES = {"VLLM_GLM41V_NPU_MAX_IMAGE_MB": 100, "VLLM_GLM41V_NPU_MAX_VIDEO_MB": 512}
 """Environment variables of the largest files, and their defaults, in MiB."""
@@ -165,12 +168,18 @@ def _has_proxy(url: URL) -> bool:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    data = bytearray()
-    check_size(response.content_length or 0, limit)
+    """Within `limit`, and within the memory that `budget.claim` grants."""
+    file = BytesIO()
+    claim(_checked(response.content_length or 0, limit))
     async for chunk in response.content.iter_chunked(_CHUNK):
-        data += chunk
-        check_size(len(data), limit)
-    return bytes(data)
+        file.write(chunk)
+        claim(_checked(file.tell(), limit))
+    return file.getvalue()  # no copy
+
+
+def _checked(size: int, limit: int) -> int:
+    check_size(size, limit)
+    return size
 
 
 def check_size(size: int, limit: int) -> None:
@@ -230,11 +239,12 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def read_file(path: Path, folder: Path, limit: int) -> bytes:
-    """What a file in `folder`, or in a folder inside it, holds.
+def find_file(path: Path, folder: Path, limit: int) -> Path:
+    """The file itself, in `folder` or in a folder inside it, links followed.
 
     Raises:
-        MediaRefused: It is not there, is no file, or is outside, be it by `..` or by a link.
+        MediaRefused: It is not there, is no file, is too large, or is outside, be it by `..` or by
+            a link.
     """
     try:
         resolved = path.resolve(strict=True)
@@ -243,14 +253,30 @@ def read_file(path: Path, folder: Path, limit: int) -> bytes:
         if not resolved.is_file():  # reading a pipe would never end
             raise MediaRefused(f"{path} is no file. Give a picture or a video.")
         check_size(resolved.stat().st_size, limit)
-        return resolved.read_bytes()
+        return resolved
     except MediaRefused:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, zeros in a name
-        raise MediaRefused(
-            f"There is no file {path} that this server may read. Give one that is in the folder "
-            "of --allowed-local-media-path, links followed."
-        ) from error
+        raise _missing(path) from error
+
+
+def read_file(path: Path, folder: Path, limit: int) -> bytes:
+    """What a file holds.
+
+    Raises:
+        MediaRefused: As in `find_file`, or it cannot be read.
+    """
+    try:
+        return find_file(path, folder, limit).read_bytes()
+    except OSError as error:
+        raise _missing(path) from error
+
+
+def _missing(path: Path) -> MediaRefused:
+    return MediaRefused(
+        f"There is no file {path} that this server may read. Give one that is in the folder of "
+        "--allowed-local-media-path, links followed."
+    )
 
 
 def split_data_url(url: str, limit: int) -> tuple[str, str]:
