@@ -19,6 +19,7 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from tests.clips import Clip, audio_only, moving_shapes, with_header_fps
 from tests.processing.conftest import MakeProcessor
 from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
+from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
 
 VIDEO = "<|begin_of_video|><|video|><|end_of_video|>"
@@ -121,15 +122,21 @@ def test_frames_as_base64(make_processor: MakeProcessor) -> None:
     assert found["timestamps"].tolist() == [int(6 * pair / 4) for pair in range(20)]
 
 
-def test_another_models_videos_are_left_to_vllm() -> None:
-    """A second model in the process gets what only this one understands."""
+def test_another_models_videos_are_left_to_vllm(
+    processor: Glm41vMultiModalProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second model in the process gets what only this one understands; and a request chooses a
+    loader of vLLM's, which samples otherwise and lets FFmpeg guess the format."""
     connector = MEDIA_CONNECTOR_REGISTRY.load("http")
     url = "data:video/mp4;base64," + base64.b64encode(Clip(10, 8).encode()).decode()
     frames, metadata = connector.fetch_video(url, video_processor="Qwen2VLVideoProcessor")
     assert len(frames) == metadata["total_num_frames"] == 8
-    named = MEDIA_CONNECTOR_REGISTRY.load(
-        "http", media_io_kwargs={"video": {"video_backend": "opencv"}}
-    )
+    options = {"video": {"video_backend": "opencv"}}
+    named = MEDIA_CONNECTOR_REGISTRY.load("http", media_io_kwargs=options)
+    monkeypatch.setattr(Glm41vMediaConnector, "prepare", processor.info.preparation)
+    with pytest.raises(ValueError, match="video_backend='opencv'; a loader of videos is chosen"):
+        named.fetch_video(url, video_processor="Glm4vVideoProcessor")
+    monkeypatch.setattr(Glm41vMediaConnector, "video_backend", "opencv")
     frames, _ = named.fetch_video(url, video_processor="Glm4vVideoProcessor")
     assert len(frames) == 8
 

@@ -43,6 +43,12 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
         super().__init__(ctx)
         # Videos fetched in this process are decoded with the settings of its server.
         Glm41vMediaConnector.prepare = self.preparation
+        Glm41vMediaConnector.video_backend = self._video_backend()
+
+    def _video_backend(self) -> str | None:
+        config = self.ctx.model_config.multimodal_config
+        options = (config and config.media_io_kwargs) or {}
+        return options.get("video", {}).get("video_backend")
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {placeholder.modality: None for placeholder in self.placeholders}

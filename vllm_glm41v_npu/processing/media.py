@@ -18,9 +18,9 @@ from vllm.multimodal.media import (
 )
 from vllm.multimodal.media.base import MediaIO
 from vllm.multimodal.media.connector import global_thread_pool
+from vllm.multimodal.video import get_video_loader_backend_for_processor
 
 from .budget import Plan, claim, process_budget
-from .encoded_video import EncodedVideo
 from .fetching import (
     MediaRefused,
     fetch,
@@ -33,7 +33,7 @@ from .fetching import (
 from .media_io import PlannedIO
 from .picture_loading import PictureIO
 from .refusals import callers_error
-from .video_loading import EncodedVideoIO
+from .video_loading import EncodedVideoIO, GuardedVideoIO, Preparation
 
 _VIDEO_PROCESSORS = (None, "Glm4vVideoProcessor")
 
@@ -45,15 +45,18 @@ class Glm41vMediaConnector(MediaConnector):
     What it loads from where is checked in fetching.py; what fails there is the caller's error
     (400), where vLLM 0.23.0 answers some with 500.
 
-    Videos of this model come out as an `EncodedVideo`; those of other models, and those for which
-    a loader of vLLM's is named (``video_backend``, VLLM_VIDEO_LOADER_BACKEND), as ever.
+    Videos of this model come out as an `EncodedVideo`. Those of other models come out as ever, and
+    so do all where the server was started with a loader of vLLM's (``video_backend`` in
+    ``--media-io-kwargs``, VLLM_VIDEO_LOADER_BACKEND); a request may not choose one.
 
     Each is loaded in steps, so that memory is known before it is taken, and no thread waits for it:
     the file, its header (a `Plan`), and the decoding. See budget.py.
     """
 
-    prepare: ClassVar[Callable[[EncodedVideo], None] | None] = None
+    prepare: ClassVar[Preparation | None] = None
     """Called with each video in the thread that fetched it."""
+    video_backend: ClassVar[str | None] = None
+    """The loader of vLLM's that the server was started with, in ``--media-io-kwargs``."""
 
     def load_from_url(
         self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
@@ -144,32 +147,42 @@ class Glm41vMediaConnector(MediaConnector):
 
     def fetch_video(self, video_url: str, **kwargs: Any) -> Any:
         with callers_error():
-            video_io = self._video_io(**kwargs)
-            if video_io is None:
-                return super().fetch_video(video_url, **kwargs)
             timeout = envs.VLLM_VIDEO_FETCH_TIMEOUT
-            return self.load_from_url(video_url, video_io, fetch_timeout=timeout)
+            return self.load_from_url(video_url, self._video_io(**kwargs), fetch_timeout=timeout)
 
     async def fetch_video_async(self, video_url: str, **kwargs: Any) -> Any:
         with callers_error():
-            video_io = self._video_io(**kwargs)
-            if video_io is None:
-                return await super().fetch_video_async(video_url, **kwargs)
             timeout = envs.VLLM_VIDEO_FETCH_TIMEOUT
-            return await self.load_from_url_async(video_url, video_io, fetch_timeout=timeout)
+            return await self.load_from_url_async(
+                video_url, self._video_io(**kwargs), fetch_timeout=timeout
+            )
 
     def _image_io(self) -> PictureIO:
         return PictureIO(**self.media_io_kwargs.get("image", {}))
 
     def _video_io(
         self, image_mode: str = "RGB", video_processor: str | None = None
-    ) -> EncodedVideoIO | None:
-        options = self.media_io_kwargs.get("video", {})
-        names_loader = "video_backend" in options or envs.is_set("VLLM_VIDEO_LOADER_BACKEND")
-        if names_loader or self.prepare is None or video_processor not in _VIDEO_PROCESSORS:
-            return None
+    ) -> MediaIO[Any]:
+        """Our loader, or a guarded one of vLLM's: for other models, and where the server names it.
+
+        Raises:
+            MediaRefused: the request names one.
+        """
+        options = dict(self.media_io_kwargs.get("video", {}))
         image_io = ImageMediaIO(image_mode=image_mode, **self.media_io_kwargs.get("image", {}))
-        return EncodedVideoIO(image_io, type(self).prepare, **options)
+        prepare, named = type(self).prepare, options.get("video_backend")
+        is_ours = prepare is not None and video_processor in _VIDEO_PROCESSORS
+        if is_ours and named not in (None, type(self).video_backend):
+            raise MediaRefused(
+                f"media_io_kwargs has video_backend={named!r:.80}; a loader of videos is chosen "
+                "where the server starts. Leave it out: backend chooses a decoder."
+            )
+        if is_ours and named is None and not envs.is_set("VLLM_VIDEO_LOADER_BACKEND"):
+            return EncodedVideoIO(image_io, prepare, **options)
+        usual = get_video_loader_backend_for_processor(video_processor)
+        if usual is not None:
+            options.setdefault("video_backend", usual)
+        return GuardedVideoIO(image_io, **options)
 
 
 async def _in_thread(work: Callable[..., Any], *args: Any) -> Any:

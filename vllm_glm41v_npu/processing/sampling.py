@@ -144,10 +144,7 @@ class Timeline:
 
     def frame_at(self, second: float) -> int:
         """The index of the first frame at ``second`` or later, or of the last one."""
-        if self.times:
-            index = bisect_left(self.times, second)
-        else:
-            index = math.ceil(second * self.fps)
+        index = bisect_left(self.times, second) if self.times else math.ceil(second * self.fps)
         return min(self.total_num_frames - 1, index)
 
 
