@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .budget import check_alive
+from .budget import RequestEnded, check_alive
 from .containers import FORMATS
 
 MAX_FRAMES = 500_000
@@ -97,8 +97,12 @@ class VideoReader:
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, ValueError, IndexError, OSError) as error:
-            raise _explained(error) from error
+            self._work.check()
+            if isinstance(error, (DecodeError, MemoryError)):
+                raise
+            raise DecodeError(str(getattr(error, "strerror", None) or error)) from error
         try:
+            self._work.check()
             self._stream = self._find_stream()
             self._stream.codec_context.options = limits
             small = self._stream.width * self._stream.height <= _LARGE_FRAME
@@ -280,6 +284,13 @@ class _Work:
                 f"runs the server can set {SECONDS_VARIABLE}"
             )
 
+    def is_over(self) -> bool:
+        try:
+            self.check()
+        except (TooMuchWork, RequestEnded):
+            return True
+        return False
+
 
 class _Source(BytesIO):
     """The file as FFmpeg reads it, which ends its reading when the time is over."""
@@ -289,18 +300,13 @@ class _Source(BytesIO):
         self._work = work
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._work.check()
+        if self._work.is_over():  # whoever called FFmpeg checks again, and says why
+            return b""
         return super().read(size)
 
 
 def _refuse_to_open(url: str, flags: int, options: object) -> Any:
     raise DecodeError("it names other files, which are not opened")
-
-
-def _explained(error: Exception) -> ValueError:
-    if isinstance(error, (DecodeError, TooMuchWork)):
-        return error
-    return DecodeError(str(getattr(error, "strerror", None) or error))
 
 
 def _cover_picture() -> Any:
