@@ -25,4 +25,4 @@ def apply() -> None:
         with process_budget().request():
             return await render(self, *args, **kwargs)
 
-    BaseRenderer.render_chat_async = render_as_one_request  # type: ignore[method-assign]
+    BaseRenderer.render_chat_async = render_as_one_request

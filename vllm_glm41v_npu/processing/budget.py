@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
-from bisect import insort
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from threading import Lock
 from typing import Generic, TypeVar
+
+from .limits import mebibytes
 
 REQUEST_VARIABLE = "VLLM_GLM41V_NPU_MAX_REQUEST_MB"
 PROCESS_VARIABLE = "VLLM_GLM41V_NPU_MAX_MEDIA_MB"
@@ -26,7 +26,6 @@ DEFAULTS = {REQUEST_VARIABLE: 1024, PROCESS_VARIABLE: 4096}
 """Environment variables of the two budgets, and their defaults, in MiB."""
 
 T = TypeVar("T")
-_NUMBERS = count()
 
 
 class OverBudget(ValueError):
@@ -35,14 +34,6 @@ class OverBudget(ValueError):
 
 class RequestEnded(Exception):
     """Nobody waits for this medium any more; only whoever loads it sees this."""
-
-
-class NoRoom(Exception):
-    """There is no memory for ``more`` bytes of a download now; wait for them, and begin again."""
-
-    def __init__(self, more: int) -> None:
-        super().__init__(more)
-        self.more = more
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ class Budget:
         self.total, self.per_request = total, per_request
         self.used = 0
         self._lock = Lock()
-        self._shares: dict[Share, None] = {}  # open ones, the oldest first
+        self._shares: dict[Share, None] = {}  # that have taken something, the oldest first
         self._waiting: list[Lease] = []
 
     @contextmanager
@@ -83,8 +74,6 @@ class Budget:
             yield share
             return
         share = Share(self)
-        with self._lock:
-            self._shares[share] = None
         reset = _CURRENT.set(share)
         try:
             yield share
@@ -95,7 +84,7 @@ class Budget:
     def _close(self, share: Share) -> None:
         with self._lock:
             share.has_ended = True
-            del self._shares[share]
+            self._shares.pop(share, None)
             for lease in list(share.leases):
                 if lease.wanted:
                     self._waiting.remove(lease)
@@ -113,9 +102,10 @@ class Budget:
 
     def _serve(self) -> None:
         """Grant what fits now, and refuse what never will. Under the lock."""
-        for lease in list(self._waiting):
-            error = self._refusal(lease)
-            if error is None and not self._fits(lease):
+        ages = {share: age for age, share in enumerate(self._shares)}
+        for lease in sorted(self._waiting, key=lambda lease: ages[lease.share]):
+            error = self._refusal(lease, lease.wanted)
+            if error is None and not self._fits(lease, lease.wanted):
                 continue
             self._waiting.remove(lease)
             if error is None:
@@ -124,18 +114,18 @@ class Budget:
             lease.wanted = 0
             lease.answer(error)
 
-    def _fits(self, lease: Lease) -> bool:
+    def _fits(self, lease: Lease, more: int) -> bool:
         share = lease.share
-        if share.used + lease.wanted > self.per_request:
+        if share.used + more > self.per_request:
             return False  # until the others of its request are decoded
         oldest = next(iter(self._shares), share)
         room = self.total if share is oldest else self.total - self.per_request
-        return self.used + lease.wanted <= room
+        return self.used + more <= room
 
-    def _refusal(self, lease: Lease) -> OverBudget | None:
+    def _refusal(self, lease: Lease, more: int) -> OverBudget | None:
         """Unless it fits when all others of its request are decoded."""
         others = sum(other.held for other in lease.share.leases if other is not lease)
-        if others + lease.size + lease.wanted <= self.per_request:
+        if others + lease.size + more <= self.per_request:
             return None
         return OverBudget(
             "The pictures and videos of this request take more than "
@@ -150,34 +140,12 @@ class Share:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.number = next(_NUMBERS)
         self.leases: list[Lease] = []
         self.has_ended = False
 
     @property
     def used(self) -> int:
         return sum(lease.size for lease in self.leases)
-
-    async def download(self, fetch: Callable[[], Awaitable[bytes]]) -> tuple[bytes, Lease]:
-        """Call ``fetch``, which calls `claim`, as often as it needs. No connection is open, and no
-        time limit of one runs, while memory is waited for.
-
-        Raises:
-            OverBudget, RequestEnded: see `take`; and whatever ``fetch`` raises.
-        """
-        lease = await self.take(0)
-        reset = _DOWNLOAD.set(lease)
-        try:
-            while True:
-                try:
-                    return await fetch(), lease
-                except NoRoom as short:
-                    await lease.grow(short.more)
-        except BaseException:
-            lease.release()
-            raise
-        finally:
-            _DOWNLOAD.reset(reset)
 
     async def take(self, peak: int, held: int | None = None) -> Lease:
         """Wait for ``peak`` bytes, of which ``held`` (all by default) stay until the request ends.
@@ -208,11 +176,12 @@ class Lease:
             if self.share.has_ended:
                 raise RequestEnded
             if self not in self.share.leases:
+                budget._shares.setdefault(self.share)
                 self.share.leases.append(self)
             self.wanted = more
             self.held += more if held is None else held
             self._waiter = loop, loop.create_future()
-            insort(budget._waiting, self, key=lambda lease: lease.share.number)
+            budget._waiting.append(self)
             budget._serve()
         try:
             await self._waiter[1]
@@ -220,27 +189,23 @@ class Lease:
             self.release()
             raise
 
-    def claim(self, more: int) -> None:
-        """Take ``more`` bytes at once.
+    def grow_now(self, more: int) -> bool:
+        """Take ``more`` bytes unless they have to be waited for; whether they were taken.
 
         Raises:
-            OverBudget: as in `Share.take`.
-            NoRoom: they have to be waited for.
+            OverBudget, RequestEnded: as in `Share.take`.
         """
         budget = self.share.budget
         with budget._lock:
             if self.share.has_ended:
                 raise RequestEnded
-            self.wanted = more
-            error, fits = budget._refusal(self), budget._fits(self)
-            self.wanted = 0
-            if error is not None:
+            if (error := budget._refusal(self, more)) is not None:
                 raise error
-            if not fits:
-                raise NoRoom(more)
-            budget.used += more
-            self.size += more
-            self.held += more
+            if fits := budget._fits(self, more):
+                budget.used += more
+                self.size += more
+                self.held += more
+            return fits
 
     def shrink(self) -> None:
         """Give back what only decoding needed."""
@@ -250,13 +215,16 @@ class Lease:
             self.size = self.held
             budget._serve()
 
-    async def run(self, work: Callable[[], T], executor: object) -> T:
-        """Call ``work`` in a thread of ``executor``; the bytes are its until it returns, even when
-        the client has left meanwhile, and `current` is this request there, too.
+    async def run(self, work: Callable[[], T], executor: Executor) -> T:
+        """Call ``work`` in a thread of ``executor``, where `check_alive` knows this request.
+
+        The bytes are its until it returns, even when the client has left meanwhile.
         """
+        if self.share.has_ended:
+            raise RequestEnded
         context = contextvars.copy_context()
         self.is_running = True
-        future = executor.submit(context.run, work)  # type: ignore[attr-defined]
+        future = executor.submit(context.run, work)
         future.add_done_callback(lambda _: self._finish())
         return await asyncio.wrap_future(future)
 
@@ -296,17 +264,6 @@ class Lease:
 _CURRENT: contextvars.ContextVar[Share | None] = contextvars.ContextVar("media", default=None)
 
 
-_DOWNLOAD: contextvars.ContextVar[Lease | None] = contextvars.ContextVar("download", default=None)
-_STEP = 1 << 20  # bytes that a download of unknown size takes at least at a time
-
-
-def claim(size: int) -> None:
-    """Take memory for a download of ``size`` bytes so far, or in all; see `Lease.claim`."""
-    lease = _DOWNLOAD.get()
-    if lease is not None and size > lease.size:
-        lease.claim(max(size - lease.size, min(_STEP, lease.share.budget.per_request // 100)))
-
-
 def check_alive() -> None:
     """Call this between the steps of a decode, in its thread.
 
@@ -316,18 +273,6 @@ def check_alive() -> None:
     share = _CURRENT.get()
     if share is not None and share.has_ended:
         raise RequestEnded
-
-
-def mebibytes(variable: str, default: int) -> int:
-    """Bytes, by an environment variable in MiB.
-
-    Raises:
-        ValueError: It is set to something else than a positive number.
-    """
-    value = os.environ.get(variable) or str(default)
-    if not value.isdecimal() or int(value) == 0:
-        raise ValueError(f"{variable} is {value!r}; expected MiB, a whole number above 0.")
-    return int(value) << 20
 
 
 @cache

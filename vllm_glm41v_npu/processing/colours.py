@@ -12,8 +12,7 @@ from .settings import logger
 
 RGB = "RGB"
 WHITE = (255, 255, 255)
-_DEEP_MODES = ("I", "F")  # and I;16 with its byte orders
-_ROWS = 256  # scaled at a time, so that float copies stay small
+_ROWS = 256  # converted at a time, so that copies stay small
 
 Colour = tuple[int, int, int]
 
@@ -26,41 +25,38 @@ def to_rgb(picture: Image.Image, background: Colour | None = None) -> Image.Imag
     bits is scaled, see `_eight_bits`; transformers clips it, which leaves most of it white. All
     other modes go through ``PIL.Image.convert``, as in transformers.
     """
-    alpha = None
-    if background is not None and picture.has_transparency_data:
-        picture, alpha = _without_alpha(picture)
-    if picture.mode.startswith("I;16") or picture.mode in _DEEP_MODES:
+    if is_deep(picture.mode):
         picture = _eight_bits(picture)
-    if picture.mode != RGB:
-        picture = picture.convert(RGB)
-    if alpha is None:
-        return picture
+    if background is not None and picture.has_transparency_data:
+        return _laid_on(picture, background)
+    return picture if picture.mode == RGB else picture.convert(RGB)
+
+
+def is_deep(mode: str) -> bool:
+    """Whether it is grey of more than 8 bits."""
+    return mode in ("I", "F") or mode.startswith("I;16")
+
+
+def _laid_on(picture: Image.Image, background: Colour) -> Image.Image:
+    """A few rows at a time, so that no copy of the whole is made on the way."""
     ground = Image.new(RGB, picture.size, background)
     ground.info = picture.info
-    ground.paste(picture, mask=alpha)
+    key = picture.info.get("transparency")
+    for top in range(0, picture.height, _ROWS):
+        part = picture.crop((0, top, picture.width, min(top + _ROWS, picture.height)))
+        if picture.mode == RGB and isinstance(key, tuple) and max(key) > 255:
+            # Of a file with 16 bits a colour, of which Pillow keeps the upper 8.
+            part.info["transparency"] = tuple(value >> 8 for value in key)
+        if part.mode in ("La", "RGBa"):
+            part = part.convert(part.mode.upper())
+        if part.mode != "RGBA":
+            part = part.convert("RGBA")
+        ground.paste(part, (0, top), part)
     return ground
 
 
-def _without_alpha(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The picture and, in mode L, how opaque each pixel is."""
-    key = picture.info.get("transparency")
-    if picture.mode.startswith("I;16") or picture.mode in _DEEP_MODES:
-        if not isinstance(key, int):
-            return picture, None
-        opaque = np.asarray(picture) != key
-        return picture, Image.fromarray(opaque.astype(np.uint8) * 255)
-    if picture.mode == RGB and isinstance(key, tuple) and max(key) > 255:
-        # Of a file with 16 bits a colour, which Pillow reads as 8.
-        picture = picture.copy()
-        picture.info["transparency"] = tuple(value >> 8 for value in key)
-    if picture.mode in ("La", "RGBa"):
-        picture = picture.convert(picture.mode.upper())
-    full = picture.convert("RGBA")
-    return full, full.getchannel("A")
-
-
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or of floats, scaled to 0..255, in mode L.
+    """Grey of 16 or 32 bits or of floats, scaled to 0..255: mode L, or LA with transparency.
 
     16 bits count from 0 to 65535. Of 32 bits and floats the range is not known: 0..255 stays as it
     is, as in transformers; floats in 0..1 and integers in 0..65535 count as such; anything else is
@@ -81,7 +77,10 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         part = (part.clip(low, high) - low) * (255 / (high - low)) + 0.5
         scaled[row : row + _ROWS] = part.astype(np.uint8)
     grey = Image.fromarray(scaled)
-    grey.info = picture.info
+    clear = picture.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray((values != clear).astype(np.uint8) * 255))
+    grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}
     return grey
 
 

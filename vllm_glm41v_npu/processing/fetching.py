@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import binascii
 import ipaddress
-import os
 import re
 import urllib.request
 from collections.abc import Sequence
@@ -29,7 +28,8 @@ from vllm import envs
 from vllm.connections import _is_retryable
 from yarl import URL
 
-from .budget import claim
+from .downloads import claim
+from .limits import mebibytes
 
 MAX_MEGABYTES = {"VLLM_GLM41V_NPU_MAX_IMAGE_MB": 100, "VLLM_GLM41V_NPU_MAX_VIDEO_MB": 512}
 """Environment variables of the largest files, and their defaults, in MiB."""
@@ -50,10 +50,7 @@ def max_bytes(variable: str) -> int:
     Raises:
         ValueError: It is set to something else than a positive number.
     """
-    value = os.environ.get(variable) or str(MAX_MEGABYTES[variable])
-    if not value.isdecimal() or int(value) == 0:
-        raise ValueError(f"{variable} is {value!r}; expected MiB, a whole number above 0.")
-    return int(value) << 20
+    return mebibytes(variable, MAX_MEGABYTES[variable])
 
 
 def fetch(url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None) -> bytes:
@@ -170,7 +167,7 @@ def _has_proxy(url: URL) -> bool:
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """Within `limit`, and within the memory that `budget.claim` grants."""
     file = BytesIO()
-    claim(_checked(response.content_length or 0, limit))
+    claim(_checked(response.content_length or 0, limit), is_all=True)
     async for chunk in response.content.iter_chunked(_CHUNK):
         file.write(chunk)
         claim(_checked(file.tell(), limit))

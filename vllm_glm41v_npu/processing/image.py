@@ -22,7 +22,7 @@ from .grid import PatchGeometry, PixelLimits, smart_resize
 Picture: TypeAlias = Image.Image | np.ndarray | torch.Tensor
 """A PIL picture of any mode, or uint8 RGB: numpy [height, width, 3] or torch [3, height, width]."""
 
-_ORIENTATION, _UPRIGHT = 0x0112, 1  # the EXIF tag and its neutral value
+_ORIENTATION, UPRIGHT = 0x0112, 1  # the EXIF tag and its neutral value
 
 
 def open_picture(picture: Picture, name: str = "The picture") -> Picture:
@@ -174,13 +174,17 @@ def undecodable(name: str, error: Exception) -> ValueError:
 
 def upright(picture: Image.Image) -> Image.Image:
     """The picture as its EXIF orientation says it is looked at."""
+    return picture if orientation(picture) == UPRIGHT else ImageOps.exif_transpose(picture)
+
+
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, `UPRIGHT` where there is none."""
     try:
-        orientation = picture.getexif().get(_ORIENTATION, _UPRIGHT)
+        return picture.getexif().get(_ORIENTATION, UPRIGHT)
     except (SyntaxError, ValueError, struct.error, OSError):
         # Damaged metadata is no reason to refuse a picture. Pillow raises once and then has none,
         # which matters to vLLM's hasher.
-        return picture
-    return picture if orientation == _UPRIGHT else ImageOps.exif_transpose(picture)
+        return UPRIGHT
 
 
 def _is_numpy(picture: object) -> TypeGuard[np.ndarray]:

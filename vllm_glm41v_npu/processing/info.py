@@ -18,6 +18,7 @@ from vllm.multimodal.processing import (
 )
 
 from ..platform import current_backend
+from .budget import process_budget
 from .grid import PatchGeometry, largest_picture, largest_video, smart_resize
 from .media import Glm41vMediaConnector
 from .parser import Glm41vDataParser
@@ -41,6 +42,7 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
 
     def __init__(self, ctx: InputProcessingContext) -> None:
         super().__init__(ctx)
+        process_budget()  # so that a wrong limit is told when the server starts
         # Videos fetched in this process are decoded with the settings of its server.
         Glm41vMediaConnector.prepare = self.preparation
         Glm41vMediaConnector.video_backend = self._video_backend()

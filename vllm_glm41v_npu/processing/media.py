@@ -20,7 +20,8 @@ from vllm.multimodal.media.base import MediaIO
 from vllm.multimodal.media.connector import global_thread_pool
 from vllm.multimodal.video import get_video_loader_backend_for_processor
 
-from .budget import Plan, claim, process_budget
+from .budget import Plan, process_budget
+from .downloads import claim, download
 from .fetching import (
     MediaRefused,
     fetch,
@@ -76,13 +77,14 @@ class Glm41vMediaConnector(MediaConnector):
         """Load it within the budget of its request, waiting while the process has none left."""
         with process_budget().request() as share:
             if _is_remote(url):
-                data, lease = await share.download(
-                    partial(self._fetch, url, media_io, fetch_timeout)
-                )
+                fetched = partial(self._fetch, url, media_io, fetch_timeout)
+                data, lease = await download(share, fetched)
                 read = partial(_plan, media_io, data)
             else:
-                size, more = await _in_thread(self._size_here, url, media_io)
-                lease = await share.take(size + more, size)
+                # base64 is 4 letters for 3 bytes, and is copied once while it is read
+                size, text = (len(url) * 3 // 4, len(url)) if _is_data(url) else (0, 0)
+                size = size or await _in_thread(self._file_size, url, media_io)
+                lease = await share.take(size + text, size)
                 read = partial(self._plan_here, url, media_io)
             plan = await lease.run(read, global_thread_pool)
             lease.shrink()
@@ -95,19 +97,15 @@ class Glm41vMediaConnector(MediaConnector):
         """What a URL holds; or what it held not long ago, where there is a VLLM_MEDIA_CACHE."""
         data = await _in_thread(self._get_cached_bytes, url)
         if data is not None:
-            claim(len(data))
+            claim(len(data), is_all=True)
             return data
         allowed = self.allowed_media_domains
         data = await fetch_async(url, allowed, _limit(media_io), fetch_timeout)
         await _in_thread(self._put_cached_bytes, url, data)
         return data
 
-    def _size_here(self, url: str, media_io: MediaIO[Any]) -> tuple[int, int]:
-        """Bytes of the file of a data or file URL, and those that reading it takes beside them."""
-        limit = _limit(media_io)
-        if _is_data(url):
-            return min(len(url) * 3 // 4, limit), len(url)
-        return find_file(self._path(url), self._folder, limit).stat().st_size, 0
+    def _file_size(self, url: str, media_io: MediaIO[Any]) -> int:
+        return find_file(self._path(url), self._folder, _limit(media_io)).stat().st_size
 
     def _plan_here(self, url: str, media_io: MediaIO[Any]) -> Plan[Any]:
         """Plan a data or file URL."""

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class PlannedIO(MediaIO[T], Generic[T]):
-    """vLLM's interface for whoever cannot wait (offline), and `plan` for the connector, which can."""
+    """vLLM's interface for callers that do not wait (offline); `plan` for the connector."""
 
     @abstractmethod
     def plan(self, data: bytes) -> Plan[T]:

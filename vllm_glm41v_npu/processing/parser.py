@@ -114,7 +114,7 @@ def _open_video(data: Any, name: str) -> Video | None:
         data.name = name
         return data
     if isinstance(data, Path):
-        data = data.read_bytes()
+        data = _read(data, name)
     if isinstance(data, bytes):
         return EncodedVideo(data, name=name)
     frames, metadata = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
@@ -128,6 +128,12 @@ def _open_video(data: Any, name: str) -> Video | None:
             "of metadata, or the bytes or pathlib.Path of a video file."
         )
     return DecodedVideo(check_frames(frames, name), metadata or {}, name)
+
+
+def _read(path: Path, name: str) -> bytes:
+    if not path.is_file():  # reading a pipe would never end
+        raise ValueError(f"{name} is {path}, where there is no file. Give the path of a video.")
+    return path.read_bytes()
 
 
 def _open_frame(frame: Any, name: str) -> Any:

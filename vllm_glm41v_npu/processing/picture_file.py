@@ -16,27 +16,29 @@ from io import BytesIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from .av1 import av1_sizes
 from .budget import Plan, RequestEnded, check_alive
-from .colours import WHITE, Colour, to_rgb
-from .image import check_pixels, undecodable, upright
+from .colours import RGB, WHITE, Colour, is_deep, to_rgb
+from .image import UPRIGHT, check_pixels, orientation, undecodable, upright
+from .jpeg2000 import codestream_size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO")
-"""Pillow's names. JPEG includes MPO, PNG includes APNG; HEIF is added where pillow-heif is installed.
+"""Pillow's names. JPEG includes MPO, PNG includes APNG; HEIF comes where pillow-heif is installed.
 
 Of several pictures in a file the first is opened.
 """
 
-_HELD = 4  # bytes of a pixel in Pillow's RGB
-_PEAK = {"WEBP": 24, "AVIF": 24, "HEIF": 24, "JPEG2000": 40, "JPEG": 20}
-_USUAL_PEAK = 16
-"""Bytes of a pixel while it is decoded, converted and turned; measured, rounded up."""
+_HELD = 4  # bytes of a pixel in Pillow's RGB, as in most of its modes
+_DEPTHS = {"1": 1, "L": 1, "P": 1}
+_DECODERS = {"WEBP": 16, "AVIF": 20, "HEIF": 20, "JPEG2000": 28, "TIFF": 4}
+"""Bytes of a pixel that decoders take beside the picture that they write; measured, rounded up."""
 
 MAX_SCANS = 100
 """Of a progressive JPEG. Encoders write about ten; each costs as much as decoding the picture."""
 
+_ICON, _MAX_ICON = b"\0\0\1\0", 2048 * 2048
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
-_CODESTREAM = re.compile(rb"\xff\x4f\xff\x51..(..)(.{32})", re.DOTALL)
 
 
 def plan_picture(
@@ -49,18 +51,11 @@ def plan_picture(
     Raises:
         ValueError: no picture of `FORMATS`, or too large; a sentence for the caller.
     """
-    try:
-        picture = _open(data, name)
-        sizes = [picture.size, *_hidden_sizes(picture, data)]
-    except (RequestEnded, ValueError):
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise undecodable(name, error) from error
+    picture, sizes = _open(data, name)
     for size in sizes:
         check_pixels(*size, name)
     pixels = max(width * height for width, height in sizes)
-    kind = "JPEG" if picture.format == "MPO" else str(picture.format)
-    if kind == "JPEG":
+    if picture.format in ("JPEG", "MPO"):
         _check_scans(data, name)
 
     def decode() -> Image.Image:
@@ -73,7 +68,7 @@ def plan_picture(
         except Exception as error:
             raise undecodable(name, error) from error
 
-    return Plan(pixels * _PEAK.get(kind, _USUAL_PEAK), pixels * _HELD, decode)
+    return Plan(pixels * _bytes_per_pixel(picture), pixels * _HELD, decode)
 
 
 @cache
@@ -81,7 +76,7 @@ def formats() -> tuple[str, ...]:
     """`FORMATS`, and HEIF where a decoder is installed."""
     if find_spec("pillow_heif") is None:
         return FORMATS
-    import pillow_heif
+    import pillow_heif  # type: ignore[import-not-found]
 
     pillow_heif.register_heif_opener(thumbnails=False)
     return (*FORMATS, "HEIF")
@@ -95,9 +90,15 @@ class _Watched(BytesIO):
         return super().read(size)
 
 
-def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+def _open(data: bytes, name: str) -> tuple[ImageFile.ImageFile, list[tuple[int, int]]]:
+    """The picture, and all (width, height) that its decoder works with."""
     try:
-        return Image.open(_Watched(data), formats=formats())
+        if data.startswith(_ICON):
+            _check_icon(data)
+        picture = Image.open(_Watched(data), formats=formats())
+        return picture, [picture.size, *_hidden_sizes(picture, data)]
+    except RequestEnded:
+        raise
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{name} is not a picture of a kind that is read here, whatever its name says, or its "
@@ -107,36 +108,52 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
         raise ValueError(
             f"{name} is too large, and was not decoded: {error} Send a smaller picture."
         ) from error
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise undecodable(name, error) from error
+
+
+def _bytes_per_pixel(picture: ImageFile.ImageFile) -> int:
+    """Those that are held at once while it is decoded, turned and converted."""
+    depth = _DEPTHS.get(picture.mode, _HELD)
+    decoder = _DECODERS.get(str(picture.format), 0)
+    if "progressive" in picture.info:
+        decoder += 2 * len(picture.getbands())  # its coefficients
+    if is_deep(picture.mode):
+        decoder += 2 * _HELD  # copies in which the range of values is looked for
+    is_copied = picture.mode != RGB or orientation(picture) != UPRIGHT
+    return depth + decoder + is_copied * _HELD
 
 
 def _hidden_sizes(picture: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[int, int]]:
     """Sizes that a decoder works with, and that Pillow does not tell from the header."""
-    if picture.format == "ICO":
-        yield from _icon_size(picture, data)
-    elif picture.format == "JPEG2000":
-        for found in _CODESTREAM.finditer(data):
-            right, bottom, left, top, width, height, *_ = struct.unpack(">8I", found[2])
-            yield right - left, bottom - top
+    if picture.format == "JPEG2000":
+        yield codestream_size(data)
+    elif picture.format == "AVIF":
+        yield from av1_sizes(data)
     elif picture.format == "TIFF":
         tags = picture.tag_v2  # type: ignore[attr-defined]
         if 322 in tags and 323 in tags:  # TileWidth, TileLength
             yield tags[322], tags[323]
 
 
-def _icon_size(picture: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[int, int]]:
-    """Of the PNG or BMP inside, which the list of an icon's pictures may contradict."""
-    icon = picture.ico  # type: ignore[attr-defined]
-    start = icon.entry[icon.getentryindex(picture.size)].offset
-    inside = data[start : start + 24]
-    if len(inside) < 24:
-        return
-    if inside.startswith(b"\x89PNG"):
-        yield struct.unpack(">II", inside[16:24])
-    elif inside[0] == 12:  # the header of OS/2
-        yield struct.unpack("<HH", inside[4:8])
-    else:
-        width, height = struct.unpack("<ii", inside[4:12])
-        yield abs(width), abs(height)
+def _check_icon(data: bytes) -> None:
+    """Raise ValueError for an icon with a large picture, because Pillow decodes one when it opens
+    the file, and the list of pictures need not say their true sizes.
+    """
+    count = int.from_bytes(data[4:6], "little")
+    for entry in range(6, 6 + 16 * count, 16):
+        start = int.from_bytes(data[entry + 12 : entry + 16], "little")
+        inside = data[start : start + 24].ljust(24, b"\0")
+        if inside.startswith(b"\x89PNG"):
+            width, height = struct.unpack(">II", inside[16:24])
+        elif inside[0] == 12:  # a BMP with the header of OS/2
+            width, height = struct.unpack("<HH", inside[4:8])
+        else:
+            width, height = map(abs, struct.unpack("<ii", inside[4:12]))
+        if width * height > _MAX_ICON:
+            raise ValueError(
+                f"it has an icon of {width} x {height} pixels; at most {_MAX_ICON} in all"
+            )
 
 
 def _check_scans(data: bytes, name: str) -> None:
