@@ -75,7 +75,7 @@ def hash_of(processor: Glm41vMultiModalProcessor, data: Any) -> str:
 )
 def test_metadata_is_hashed(change: dict[str, Any], processor: Glm41vMultiModalProcessor) -> None:
     """The cache gives the seconds of the same frames at other places."""
-    known = {"fps": 2.0, "total_num_frames": 60, "do_sample_frames": False}
+    known: dict[str, Any] = {"fps": 2.0, "total_num_frames": 60, "do_sample_frames": False}
     known["frames_indices"] = [0, 1, 2, 3, 4, 5]
     changed = hash_of(processor, (FRAMES, known | change))
     assert changed != hash_of(processor, (FRAMES, known))

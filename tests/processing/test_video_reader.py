@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -60,7 +61,9 @@ def test_a_clip_without_a_table_of_frames() -> None:
 # --- upright ---
 
 
-QUARTERS = {  # the matrix, and how numpy turns and mirrors
+QUARTERS: dict[
+    str, tuple[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]]
+] = {  # the matrix, and how numpy turns and mirrors
     "upright": ((1, 0, 0, 1), lambda frame: frame),
     "right": ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
     "around": ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2)),

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from .containers import KNOWN, format_of
+from .decode_time import TooMuchWork
 from .grid import PatchGeometry, smart_resize
 from .mp4_tables import claims_too_much
 from .sampling import FPS_WHERE_UNKNOWN, Timeline, VideoSettings, sample_frames
 from .settings import SAMPLING_KEYS, logger
 from .video import ProcessedVideo, Selection, check_count, cut_video
-from .video_reader import MAX_FRAMES, DecodeError, FrameTimes, Header, TooMuchWork, VideoReader
+from .video_reader import MAX_FRAMES, DecodeError, FrameTimes, Header, VideoReader
 
 BACKENDS = ("opencv", "pyav")
 """What vLLM calls its decoders. Both are FFmpeg, which is called through PyAV here, whichever is
@@ -177,6 +178,8 @@ class EncodedVideo(tuple):
             for frame in self._decode(wanted):
                 found += 1
                 yield frame
+            if found == 0:
+                raise self._unreadable(f"no frame of its {self.header.codec} can be decoded")
 
         def cut(frames: Iterator[np.ndarray], indices: list[int]) -> ProcessedVideo:
             selection = Selection.of(indices, is_sampled)

@@ -8,22 +8,18 @@ file says. Their bytes are those of OpenCV, which transformers reads videos with
 
 from __future__ import annotations
 
-import os
-import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 
-from .budget import RequestEnded, check_alive
 from .containers import FORMATS
+from .decode_time import DecodeTime, Source, TooMuchWork
 
 MAX_FRAMES = 500_000
 """Frames of a file, over 4 hours at 30 a second; more are a day's work for the decoder."""
-SECONDS_VARIABLE, DEFAULT_SECONDS = "VLLM_GLM41V_NPU_MAX_VIDEO_SECONDS", 120
 _MOST_ERRORS = 1000  # packets in a row of which nothing can be decoded
 _LARGE_FRAME = 3840 * 2160  # of more pixels, no two are decoded side by side
 _READ_SIZE = 1 << 16  # bytes that FFmpeg asks for at a time
@@ -34,20 +30,18 @@ class DecodeError(ValueError):
     """What is wrong with a file, as the end of a sentence in brackets."""
 
 
-class TooMuchWork(ValueError):
-    """A file takes longer to decode than it may; the message is for the caller."""
-
-
 @dataclass(frozen=True)
 class Header:
     """What a file says of itself before anything is decoded.
 
+    codec: FFmpeg's name of the coding.
     width, height: pixels of a frame as it is stored.
     fps: frames a second, or 0 where it does not say.
     frames: their number, or 0 where it does not say.
     seconds: how long it lasts, or 0 where it does not say.
     """
 
+    codec: str
     width: int
     height: int
     fps: float
@@ -83,13 +77,13 @@ class VideoReader:
     """
 
     def __init__(self, data: bytes, demuxer: str, max_pixels: int) -> None:
-        self._work = _Work()
+        self._time = DecodeTime()
         limits = {"max_pixels": str(max_pixels)}
         rules = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
         av = _pyav()
         try:
             self._container = av.open(
-                _Source(data, self._work),
+                Source(data, self._time),
                 format=demuxer,
                 options=rules | limits,
                 io_open=_refuse_to_open,
@@ -97,12 +91,12 @@ class VideoReader:
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, ValueError, IndexError, OSError) as error:
-            self._work.check()
+            self._time.check()
             if isinstance(error, (DecodeError, MemoryError)):
                 raise
             raise DecodeError(str(getattr(error, "strerror", None) or error)) from error
         try:
-            self._work.check()
+            self._time.check()
             self._stream = self._find_stream()
             self._stream.codec_context.options = limits
             small = self._stream.width * self._stream.height <= _LARGE_FRAME
@@ -131,17 +125,15 @@ class VideoReader:
             raise DecodeError("its video is in a coding that has no decoder here")
         return stream
 
-    @property
-    def codec(self) -> str:
-        return str(self._stream.codec_context.codec.canonical_name)
-
     def header(self) -> Header:
         stream = self._stream
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         seconds = (self._container.duration or 0) / 1e6
         if seconds <= 0 and stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
-        return Header(stream.width, stream.height, fps, max(0, stream.frames), max(0.0, seconds))
+        codec = stream.codec_context.codec.canonical_name
+        frames, seconds = max(0, stream.frames), max(0.0, seconds)
+        return Header(codec, stream.width, stream.height, fps, frames, seconds)
 
     def times(self) -> FrameTimes:
         """When each frame is shown, without decoding any.
@@ -198,7 +190,7 @@ class VideoReader:
         error_kind = _pyav().error.FFmpegError
         packets = self._container.demux(self._stream)
         while True:
-            self._work.check()
+            self._time.check()
             try:
                 packet = next(packets, None)
             except (TooMuchWork, MemoryError):
@@ -219,12 +211,10 @@ class VideoReader:
                 raise
             except EOFError:
                 return
-            except error_kind as error:
+            except error_kind:
                 errors += 1
                 if errors > _MOST_ERRORS:
                     return
-                if isinstance(error, LookupError):  # no decoder
-                    raise DecodeError(f"its video is {self.codec}, {error.strerror}") from error
                 continue
             errors = 0 if frames else errors
             yield from frames
@@ -264,45 +254,6 @@ def _display_matrix(frame: Any) -> list[int] | None:
         if part.type.name == "DISPLAYMATRIX":
             return list(np.frombuffer(bytes(part), np.int32))
     return None
-
-
-class _Work:
-    """The time that one file may take, and whether anybody still waits for it."""
-
-    def __init__(self) -> None:
-        value = os.environ.get(SECONDS_VARIABLE) or str(DEFAULT_SECONDS)
-        if not value.isdecimal() or int(value) == 0:
-            raise ValueError(f"{SECONDS_VARIABLE} is {value!r}; expected whole seconds above 0.")
-        self.most = int(value)
-        self._end = time.monotonic() + self.most
-
-    def check(self) -> None:
-        check_alive()
-        if time.monotonic() > self._end:
-            raise TooMuchWork(
-                f"it was not decoded within {self.most} s. Send a shorter or smaller one; whoever "
-                f"runs the server can set {SECONDS_VARIABLE}"
-            )
-
-    def is_over(self) -> bool:
-        try:
-            self.check()
-        except (TooMuchWork, RequestEnded):
-            return True
-        return False
-
-
-class _Source(BytesIO):
-    """The file as FFmpeg reads it, which ends its reading when the time is over."""
-
-    def __init__(self, data: bytes, work: _Work) -> None:
-        super().__init__(data)
-        self._work = work
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self._work.is_over():  # whoever called FFmpeg checks again, and says why
-            return b""
-        return super().read(size)
 
 
 def _refuse_to_open(url: str, flags: int, options: object) -> Any:
