@@ -13,7 +13,15 @@ from PIL import Image
 
 from tests.checkpoints import TINY
 from tests.clips import Clip, audio_only
-from tests.end_to_end.servers import MAX_MODEL_LEN, PICTURES, data_uri, request, video_uri
+from tests.end_to_end.servers import (
+    MAX_MODEL_LEN,
+    PICTURES,
+    VIDEOS,
+    data_uri,
+    request,
+    video_uri,
+)
+from tests.processing.video_files import disguises, with_samples
 
 QUESTION, FIRST = "What number is written in the picture?", "Which number comes first?"
 
@@ -60,9 +68,14 @@ BAD_PICTURES = {
 """Name to what makes the URL, and of the refusal."""
 
 
+DISGUISES = disguises(str(VIDEOS / "numbers.mp4"), 45_004)
 BAD_VIDEOS = {
     "text": (lambda: video_uri(b"this is a text file, not a video"), {}, "cannot be decoded"),
     "empty": (lambda: video_uri(b""), {}, "cannot be decoded"),
+    "playlist": (lambda: video_uri(DISGUISES["concat"]), {}, "by its first bytes"),
+    "stream": (lambda: video_uri(DISGUISES["sdp"]), {}, "by its first bytes"),
+    "picture": (lambda: video_uri(DISGUISES["png"]), {}, "by its first bytes"),
+    "claims": (lambda: video_uri(with_samples(Clip(8, 9).encode(), 10**9)), {}, "claims more"),
     "audio": (lambda: video_uri(audio_only()), {}, "cannot be decoded"),
     "truncated": (lambda: video_uri(Clip(10, 40).encode()[:-800]), {}, "cannot be decoded"),
     "outside": (lambda: Path("/etc/hostname").as_uri(), {}, "There is no file"),

@@ -161,6 +161,20 @@ def test_a_bad_video_is_the_callers_error(server, good_answer, kind: str) -> Non
     assert answer(chat(server, QUESTION, printed())) == good_answer
 
 
+@pytest.mark.parametrize("backend", ["opencv", "pyav"])
+def test_bad_videos_are_refused_by_every_route(server, log: Path, backend: str) -> None:
+    """Guards against a traceback in the log, a route that answers 500, a port that is bound."""
+    kwargs = {"media_io_kwargs": {"video": {"backend": backend}}}
+    before = log.stat().st_size
+    for kind in ("stream", "playlist", "truncated", "audio"):
+        body = request(FIRST, BAD_VIDEOS[kind][0]()) | kwargs
+        for route in ("/v1/chat/completions", "/tokenize", "/v1/chat/completions/render"):
+            response = server.post(route, json=body)
+            assert response.status_code == 400, (route, response.text)
+            assert "cannot be decoded" in response.json()["error"]["message"]
+    assert b"Traceback" not in log.read_bytes()[before:]
+
+
 def test_settings_of_one_video(server) -> None:
     """Guards fps, num_frames and max_frames of a request, by either of vLLM's two ways."""
     url = video_uri((VIDEOS / CLIP).read_bytes())

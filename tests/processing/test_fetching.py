@@ -15,7 +15,7 @@ import pytest
 
 from tests.clips import Clip
 from tests.processing.loading import load, png
-from vllm_glm41v_npu.processing import encoded_video, fetching, media
+from vllm_glm41v_npu.processing import encoded_video, fetching, media, sent_frames
 from vllm_glm41v_npu.processing.fetching import MediaRefused, is_public
 
 MEBIBYTE = 1 << 20
@@ -222,11 +222,11 @@ def test_frames_of_many_pixels(backend: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_many_frames_sent_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small as files, and large once vLLM has decoded them."""
+    """Small as files, and large once they are decoded."""
     frames = ",".join([base64.b64encode(png((1000, 1000))).decode()] * 3)
-    monkeypatch.setattr(media, "_MAX_PIXELS", 2_500_000)
+    monkeypatch.setattr(sent_frames, "MAX_PIXELS", 2_500_000)
     loader = media.EncodedVideoIO(media.ImageMediaIO(), None)
     with pytest.raises(ValueError, match="over 2,500,000 pixels together"):
         loader.load_base64("video/jpeg", frames)
-    with pytest.raises(ValueError, match="A frame is no JPEG"):
+    with pytest.raises(ValueError, match="Frame 1 of 2 is not a picture"):
         loader.load_base64("video/jpeg", "aaaa,bbbb")

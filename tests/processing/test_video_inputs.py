@@ -18,7 +18,10 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
 from tests.clips import Clip, audio_only, moving_shapes, with_header_fps
 from tests.processing.conftest import MakeProcessor
+from tests.processing.loading import png
+from tests.processing.video_files import recorded
 from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
+from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
 
 VIDEO = "<|begin_of_video|><|video|><|end_of_video|>"
@@ -62,14 +65,6 @@ def test_frames_in_every_form(processor: Glm41vMultiModalProcessor) -> None:
         (FRAMES, metadata),
     ]
     for form in forms:
-        assert_equal(run(processor, form), expected)
-
-
-def test_frames_without_metadata(processor: Glm41vMultiModalProcessor) -> None:
-    """Bare frames are refused, or a list of pictures is taken for several videos."""
-    expected = run(processor, FRAMES)
-    assert expected[0]["timestamps"].tolist() == [0, 0, 0]
-    for form in ([FRAMES], [Image.fromarray(frame) for frame in FRAMES], list(FRAMES)):
         assert_equal(run(processor, form), expected)
 
 
@@ -121,15 +116,86 @@ def test_frames_as_base64(make_processor: MakeProcessor) -> None:
     assert found["timestamps"].tolist() == [int(6 * pair / 4) for pair in range(20)]
 
 
-def test_another_models_videos_are_left_to_vllm() -> None:
-    """A second model in the process gets what only this one understands."""
+def frames_url(*sizes: tuple[int, int]) -> str:
+    frames = (base64.b64encode(png(size)).decode() for size in sizes)
+    return "data:video/jpeg;base64," + ",".join(frames)
+
+
+def load_video(url: str, **options: Any) -> Any:
+    """By both ways, which have to agree."""
+    connector = MEDIA_CONNECTOR_REGISTRY.load("http", media_io_kwargs={"video": options})
+    known = {"video_processor": "Glm4vVideoProcessor"}
+    results: list[Any] = []
+    for way in (
+        connector.fetch_video,
+        lambda *a, **k: asyncio.run(connector.fetch_video_async(*a, **k)),
+    ):
+        try:
+            results.append(way(url, **known))
+        except ValueError as error:
+            results.append(str(error))
+    if isinstance(results[0], str):
+        assert results[0] == results[1]
+        raise ValueError(results[0])
+    return results[0]
+
+
+BAD_SENT_FRAMES: list[tuple[str, dict[str, Any], str]] = [
+    (frames_url((8, 8), (9, 8)), {}, "Frame 2 of 2 is 9 x 8 pixels, and the first one 8 x 8; exp"),
+    (frames_url((8, 8)) + ",", {}, "Frame 2 of 2 is not a picture"),
+    (frames_url((8, 8)), {"num_frames": 0}, "num_frames=0; expected 1 or more"),
+    (frames_url((8, 8)), {"frame_rate": 2}, "has frame_rate; expected total_num_frames, fps"),
+    (frames_url((8, 8)), {"video_backend": "molmo2"}, "video_backend='molmo2'; a loader"),
+    ("data:video/jpeg;base64,", {}, "Frame 1 of 1 is not a picture"),
+    ("data:video/jpeg;base64,!!", {}, "not base64"),
+]
+
+
+@pytest.mark.parametrize(("url", "options", "message"), BAD_SENT_FRAMES)
+def test_bad_frames_sent_one_by_one(
+    url: str, options: dict[str, Any], message: str, processor: Glm41vMultiModalProcessor
+) -> None:
+    """numpy's words about stacking arrays, or an option that is ignored."""
+    with pytest.raises(ValueError, match=message):
+        load_video(url, **options)
+
+
+def test_the_first_frames_are_taken(processor: Glm41vMultiModalProcessor) -> None:
+    frames, metadata = load_video(frames_url(*[(32, 28)] * 5), num_frames=3, fps=2)
+    assert frames.shape == (3, 28, 32, 3)
+    assert run(processor, (frames, metadata))[0]["timestamps"].tolist() == [0, 1]
+
+
+def test_videos_are_held_to_their_own_size(
+    processor: Glm41vMultiModalProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A video is as large as it likes, or is held to the limit of pictures."""
+    monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_VIDEO_MB", "1")
+    data = Clip(10, 8).encode()
+    large = data + (1 << 20).to_bytes(4, "big") + b"free" + bytes(1 << 20)
+    url = "data:video/mp4;base64,"
+    with pytest.raises(ValueError, match="larger than 1 MiB"):
+        load_video(url + base64.b64encode(large).decode())
+    monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_VIDEO_MB", "2")
+    monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_IMAGE_MB", "1")
+    assert load_video(url + base64.b64encode(large).decode()).timeline.total_num_frames == 8
+
+
+def test_another_models_videos_are_left_to_vllm(
+    processor: Glm41vMultiModalProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second model in the process gets what only this one understands; and a request chooses a
+    loader of vLLM's, which samples otherwise and lets FFmpeg guess the format."""
     connector = MEDIA_CONNECTOR_REGISTRY.load("http")
     url = "data:video/mp4;base64," + base64.b64encode(Clip(10, 8).encode()).decode()
     frames, metadata = connector.fetch_video(url, video_processor="Qwen2VLVideoProcessor")
     assert len(frames) == metadata["total_num_frames"] == 8
-    named = MEDIA_CONNECTOR_REGISTRY.load(
-        "http", media_io_kwargs={"video": {"video_backend": "opencv"}}
-    )
+    options = {"video": {"video_backend": "opencv"}}
+    named = MEDIA_CONNECTOR_REGISTRY.load("http", media_io_kwargs=options)
+    monkeypatch.setattr(Glm41vMediaConnector, "prepare", processor.info.preparation)
+    with pytest.raises(ValueError, match="video_backend='opencv'; a loader of videos is chosen"):
+        named.fetch_video(url, video_processor="Glm4vVideoProcessor")
+    monkeypatch.setattr(Glm41vMediaConnector, "video_backend", "opencv")
     frames, _ = named.fetch_video(url, video_processor="Glm4vVideoProcessor")
     assert len(frames) == 8
 
@@ -157,6 +223,38 @@ def test_settings_of_a_request_and_of_the_server(make_processor: MakeProcessor) 
     assert pairs(run(plain, data, do_sample_frames=False)) == 48
     assert pairs(run(plain, (FRAMES, {"fps": 6.0, "duration": 1.0}))) == 1
     assert pairs(run(plain, (FRAMES, {"fps": 6.0}), do_sample_frames=False)) == 3
+
+
+MORE_FRAMES: list[tuple[dict[str, Any], int]] = [
+    ({"fps": 100}, 48),  # as many as there are
+    ({"fps": 1e308}, 48),
+    ({"fps": 1e308, "max_duration": 1e308}, 48),
+    ({"fps": 1e308, "max_duration": 2}, 48),
+    ({"fps": 100, "max_frames": 10}, 5),
+    ({"fps": 1e-308}, 1),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "expected"), MORE_FRAMES)
+def test_any_number_of_frames_a_second(
+    kwargs: dict[str, Any], expected: int, processor: Glm41vMultiModalProcessor
+) -> None:
+    """A large ``fps`` hangs, takes all memory, or overflows."""
+    assert pairs(run(processor, Clip(12, 96).encode(), **kwargs)) == expected
+    for data in (recorded([80 * i for i in range(96)]), (FRAMES, {"fps": 6.0, "duration": 9e8})):
+        assert pairs(run(processor, data, **kwargs)) >= 1
+
+
+def test_more_frames_a_second_than_the_server_takes(make_processor: MakeProcessor) -> None:
+    """A request's ``fps`` is thinned out in silence, where its ``num_frames`` is refused."""
+    data = Clip(30, 180, size=(32, 32)).encode()  # 6 s
+    processor = make_processor(mm_processor_kwargs={"max_duration": 20})
+    with pytest.raises(ValueError, match="has 60 frames at fps=10, .* most 40 .* fps=6.67 or less"):
+        run(processor, data, fps=10)
+    with pytest.raises(ValueError, match="has 60 frames at fps=10, but this server takes at most"):
+        run(processor, EncodedVideo(data, {"fps": 10}))
+    assert pairs(run(processor, data, fps=6)) == 18
+    assert pairs(run(processor, data, fps=10, max_frames=20)) == 10
 
 
 def test_pixels_of_pictures_and_videos_apart(processor: Glm41vMultiModalProcessor) -> None:
@@ -248,36 +346,6 @@ def test_a_truncated_file_gives_what_it_has(processor: Glm41vMultiModalProcessor
     kept = len(found["timestamps"])
     assert 2 <= kept < len(whole["timestamps"])
     assert found["timestamps"].tolist() == whole["timestamps"].tolist()[:kept]
-
-
-BAD_FRAMES: list[tuple[Any, str]] = [
-    (FRAMES[:0], r"shape \[0, 48, 64, 3\]; expected uint8"),
-    (FRAMES.astype(np.float32), "dtype float32"),
-    (FRAMES[0], r"shape \[48, 64, 3\]"),
-    (FRAMES[..., :2], r"shape \[6, 48, 64, 2\]"),
-    ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], r"\[8, 8, 3\], \[8, 9, 3\]; expected"),
-    ("clip.mp4", "is a str; expected frames"),
-    ((FRAMES, {"fps": 0}), "fps=0 in its metadata; expected above 0"),
-    ((FRAMES, {"fps": "fast"}), "fps='fast' in its metadata"),
-    ((FRAMES, {"fps": 2.0, "duration": -1}), "duration=-1 in its metadata"),
-    ((FRAMES, {"fps": 2.0, "total_num_frames": 4}), "6 frames, and its metadata total_num_frames"),
-    ((FRAMES, {"fps": 2.0, "frames_indices": [0, 1]}), "6 frames, and 2 frames_indices"),
-    ((FRAMES, {"fps": 2.0, "frames_indices": [0, 1, 2, 3, 4, 6]}), "frames_indices up to 6"),
-    ((FRAMES, {"fps": 2.0, "frames_indices": [-1, 1, 2, 3, 4, 5]}), "from -1 to 5; expected"),
-    ((FRAMES, {"fps": 2.0, "frames_indices": [5, 4, 3, 2, 1, 0]}), "in ascending order"),
-    (
-        (FRAMES, {"fps": 2.0, "total_num_frames": 60, "do_sample_frames": True}),
-        "do_sample_frames=true, and 6 frames of a clip .* total_num_frames=60",
-    ),
-    (np.zeros((602, 28, 28, 3), np.uint8), "602 frames that are not to be sampled; at most 600"),
-]
-
-
-@pytest.mark.parametrize(("data", "message"), BAD_FRAMES)
-def test_bad_frames(data: Any, message: str, processor: Glm41vMultiModalProcessor) -> None:
-    """Metadata that contradicts the frames gives wrong seconds in silence."""
-    with pytest.raises(ValueError, match=f"Video 1 of 1.*{message}"):
-        run(processor, [data] if isinstance(data, str) else data)
 
 
 def test_an_unlikely_rate(processor: Glm41vMultiModalProcessor) -> None:

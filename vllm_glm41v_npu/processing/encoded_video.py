@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded videos: decoded frame by frame by what vLLM decodes with, OpenCV or PyAV.
+"""Encoded videos: a file's bytes, decoded frame by frame.
 
 vLLM's loaders decode all frames to keep before anything is resized: 3.7 GB for 300 s of 1080p.
 Here a frame is resized and cut as soon as it is decoded, so that only what the model sees is held.
@@ -10,25 +10,31 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from vllm.multimodal.video import PyAVVideoBackendMixin, VideoBackend, VideoSourceMetadata
 
-from .grid import PatchGeometry
+from .containers import KNOWN, format_of
+from .decode_time import TooMuchWork
+from .grid import PatchGeometry, smart_resize
+from .mp4_tables import claims_too_much
 from .sampling import FPS_WHERE_UNKNOWN, Timeline, VideoSettings, sample_frames
 from .settings import SAMPLING_KEYS, logger
 from .video import ProcessedVideo, Selection, check_count, cut_video
+from .video_reader import MAX_FRAMES, DecodeError, FrameTimes, Header, VideoReader
 
 BACKENDS = ("opencv", "pyav")
+"""What vLLM calls its decoders. Both are FFmpeg, which is called through PyAV here, whichever is
+asked for: OpenCV's decoder can neither be held to a list of formats nor interrupted."""
 _WITHOUT_EFFECT = {"frame_recovery"}
-_CHUNK = 16  # frames that PyAV's path of vLLM decodes at a time
 _USUAL_FPS = 1000
 """A higher rate in a header is more likely an error than a rate."""
 MAX_FRAME_PIXELS = 100_000_000
 """As MindIE's limit of a picture; a decoder takes the memory of a frame before anyone sees it."""
+_FRAMES_IN_DECODER = 8  # that it refers to, and those that it decodes side by side
+_BYTES_OF_PIXEL = 2  # in the decoder; 3 and 3 more in RGB and what is resized
 
 
 class EncodedVideo(tuple):
@@ -38,7 +44,7 @@ class EncodedVideo(tuple):
 
     Args:
         data: the file.
-        media_io_kwargs: ``backend`` ("opencv" or "pyav") and any of `SAMPLING_KEYS`, as given to
+        media_io_kwargs: ``backend`` (one of `BACKENDS`) and any of `SAMPLING_KEYS`, as given to
             the server or the request for videos.
         name: what messages call the video.
 
@@ -48,7 +54,6 @@ class EncodedVideo(tuple):
 
     data: bytes
     name: str
-    backend: str
     options: dict[str, Any]
     _processed: tuple[VideoSettings, PatchGeometry, ProcessedVideo] | None
 
@@ -68,23 +73,22 @@ class EncodedVideo(tuple):
             )
         # vLLM writes -1 where no number is asked for.
         options = {k: v for k, v in options.items() if k in SAMPLING_KEYS and v != -1}
-        video = super().__new__(cls, (data, {"backend": backend, **options}))
-        video.data, video.name = data, name
-        video.backend, video.options = backend, options
+        video = super().__new__(cls, (data, options))
+        video.data, video.name, video.options = data, name, options
         video._processed = None
         return video
 
     @cached_property
     def digest(self) -> str:
-        """Of the file and the options."""
-        options = repr((self.backend, sorted(self.options.items()))).encode()
+        """The hash of the file and the options."""
+        options = repr(sorted(self.options.items())).encode()
         return hashlib.blake2b(self.data, key=hashlib.blake2b(options).digest()).hexdigest()
 
     def process(self, settings: VideoSettings, geometry: PatchGeometry) -> ProcessedVideo:
         """Decode, resize and cut; the same settings again cost nothing.
 
         Raises:
-            ValueError: no video, or none that can be decoded.
+            ValueError: no video, one that cannot be decoded, or that takes too long.
         """
         if not self.is_processed(settings, geometry):
             self._processed = (settings, geometry, self._process(settings, geometry))
@@ -95,31 +99,74 @@ class EncodedVideo(tuple):
         """Whether `process` has been called with these settings last."""
         return self._processed is not None and self._processed[:2] == (settings, geometry)
 
-    @cached_property
+    def cost(self, settings: VideoSettings, geometry: PatchGeometry) -> tuple[int, int]:
+        """Bytes that `process` takes at most, and those that stay of it.
+
+        Raises:
+            ValueError: as in `process`, as far as headers show it.
+        """
+        is_sampled = settings.do_sample_frames is not False
+        selection = Selection.of(self._wanted(settings, is_sampled), is_sampled)
+        width, height = self.header.width, self.header.height
+        size = smart_resize(
+            height, width, geometry, settings.limits, selection.num_frames, self.name
+        )
+        held = 3 * math.prod(size) * len(selection.frames_indices)
+        frame = width * height * (_FRAMES_IN_DECODER * _BYTES_OF_PIXEL + 6)
+        return held + frame + 6 * math.prod(size), held
+
+    @property
+    def header(self) -> Header:
+        """What the file says of itself."""
+        return self._measures[0]
+
+    @property
     def timeline(self) -> Timeline:
-        """What the header says, or what counting the frames says where it says nothing.
+        """What the header says, or what the times of the frames say where it says nothing, or
+        what cannot be.
 
         Raises:
             ValueError: no video stream, or no frame.
         """
-        source = self._read_header()
-        fps, total, duration = source.original_fps, source.total_frames_num, source.duration
-        if not math.isfinite(fps) or fps <= 0:
-            logger.warning("%s does not say its fps: %g is taken.", self.name, FPS_WHERE_UNKNOWN)
-            fps = FPS_WHERE_UNKNOWN
-        if fps > _USUAL_FPS:
+        return self._measures[1]
+
+    @cached_property
+    def _measures(self) -> tuple[Header, Timeline, FrameTimes | None]:
+        with self._opened() as reader:
+            header = reader.header()
+            self._check_size(header.width, header.height)
+            timeline, times = self._measure(header, reader)
+        if timeline.total_num_frames == 0:
+            raise self._unreadable("no frame can be decoded")
+        if timeline.fps > _USUAL_FPS:
             logger.warning(
                 "%s says %g fps in its header, which is unlikely and leaves few frames of it. "
                 "Pass num_frames to take that many whatever it says.",
                 self.name,
-                fps,
+                timeline.fps,
             )
-        if total <= 0:
-            total = sum(1 for _ in self._grab())
-            duration = total / fps
-        if total == 0:
-            raise self._unreadable("no frame can be decoded")
-        return Timeline(total, fps, duration)
+        return header, timeline, times
+
+    def _measure(self, header: Header, reader: VideoReader) -> tuple[Timeline, FrameTimes | None]:
+        """The timeline, and times where frames are told by them."""
+        fps, total = header.fps, header.frames
+        if 0 < total <= len(self.data) and fps > 0:
+            if total > MAX_FRAMES:
+                raise TooMuchWork(f"it has over {MAX_FRAMES:,} frames. Send a part of it")
+            return Timeline(total, fps, total / fps), None
+        times = reader.times()
+        estimated = math.floor(header.seconds * fps + 0.5)
+        if fps > 0 and abs(estimated - times.count) <= max(1, times.count // 50):
+            # As OpenCV has it, and so transformers.
+            return Timeline(estimated, fps, estimated / fps), None
+        if times.seconds:
+            length = times.seconds[-1]
+            step = length / (times.count - 1)
+            return Timeline(times.count, 1 / step, length + step, times.seconds), times
+        if fps <= 0:
+            logger.warning("%s does not say its fps: %g is taken.", self.name, FPS_WHERE_UNKNOWN)
+            fps = FPS_WHERE_UNKNOWN
+        return Timeline(times.count, fps, times.count / fps), None
 
     def _process(self, settings: VideoSettings, geometry: PatchGeometry) -> ProcessedVideo:
         is_sampled = settings.do_sample_frames is not False
@@ -131,19 +178,22 @@ class EncodedVideo(tuple):
             for frame in self._decode(wanted):
                 found += 1
                 yield frame
+            if found == 0:
+                raise self._unreadable(f"no frame of its {self.header.codec} can be decoded")
 
         def cut(frames: Iterator[np.ndarray], indices: list[int]) -> ProcessedVideo:
             selection = Selection.of(indices, is_sampled)
             return cut_video(frames, selection, self.timeline, settings, geometry, self.name)
 
-        video = cut(counted(), wanted)
-        if found == len(wanted):
-            return video
-        logger.warning(
-            "%s ends early: %d of %d frames could be decoded.", self.name, found, len(wanted)
-        )
-        # The size of frames depends on their number, so they are cut again.
-        return cut(self._decode(wanted[:found]), wanted[:found])
+        with self._enough_memory():
+            video = cut(counted(), wanted)
+            if found == len(wanted):
+                return video
+            logger.warning(
+                "%s ends early: %d of %d frames could be decoded.", self.name, found, len(wanted)
+            )
+            # The size of frames depends on their number, so they are cut again.
+            return cut(self._decode(wanted[:found]), wanted[:found])
 
     def _wanted(self, settings: VideoSettings, is_sampled: bool) -> list[int]:
         """Indices of the frames to decode, each once."""
@@ -152,85 +202,44 @@ class EncodedVideo(tuple):
         check_count(self.timeline.total_num_frames, settings, self.name)
         return list(range(self.timeline.total_num_frames))
 
-    def _read_header(self) -> VideoSourceMetadata:
-        if self.backend == "pyav":
-            with self._opened_by_pyav() as container:
-                return PyAVVideoBackendMixin.get_metadata(container)
-        return VideoBackend.get_video_metadata(self._opened_by_opencv())
-
     def _decode(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         """RGB [height, width, 3] of the frames ``wanted``, ascending, until the file ends."""
-        if self.backend == "pyav":
-            yield from self._decode_by_pyav(wanted)
-            return
-        import cv2
+        times = self._measures[2]
+        with self._opened() as reader:
+            yield from reader.frames(wanted, times)
 
-        rest = iter(wanted)
-        following = next(rest, None)
-        for index, capture in enumerate(self._grab()):
-            if index == following:
-                is_read, frame = capture.retrieve()
-                if not is_read:
-                    return
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-                following = next(rest, None)
-                if following is None:
-                    return
-
-    def _grab(self) -> Iterator[Any]:
-        """OpenCV's capture, at each frame in turn.
-
-        It closes when nothing refers to it; `release` crashes OpenCV 5.0.0 on data in memory.
-        """
-        capture = self._opened_by_opencv()
-        while capture.grab():
-            yield capture
-
-    def _decode_by_pyav(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-        """By time and not by count, so with a variable frame rate the frames differ."""
-        timeline = self.timeline
-        for start in range(0, len(wanted), _CHUNK):
-            chunk = list(wanted[start : start + _CHUNK])
-            with self._opened_by_pyav() as container:  # vLLM's function takes a fresh one
-                frames, valid = PyAVVideoBackendMixin.decode_frames(
-                    container, chunk, timeline.fps, timeline.duration
-                )
-            yield from frames
-            if len(valid) < len(chunk):
-                return
-
-    def _opened_by_opencv(self) -> Any:
-        import cv2
-
+    @contextmanager
+    def _opened(self) -> Iterator[VideoReader]:
+        demuxer = format_of(self.data)
+        if demuxer is None:
+            raise self._unreadable(f"by its first bytes it is none of {KNOWN}")
+        if demuxer == "mov" and claims_too_much(self.data):
+            raise self._unreadable("its header claims more frames or sound than can be read")
         try:
-            capture = VideoBackend.open_video_capture(self.data)
-        except (ValueError, cv2.error) as error:
+            with self._enough_memory(), VideoReader(self.data, demuxer, MAX_FRAME_PIXELS) as reader:
+                yield reader
+        except TooMuchWork as error:
+            raise ValueError(f"{self.name} was not decoded: {error}.") from error
+        except DecodeError as error:
             raise self._unreadable(str(error)) from error
-        width, height = cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT
-        self._check_size(int(capture.get(width)), int(capture.get(height)))
-        return capture
 
-    def _opened_by_pyav(self) -> Any:
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
         try:
-            import av
-        except ImportError as error:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                raise
             raise ValueError(
-                'media_io_kwargs asks for backend "pyav", which is not installed here: '
-                "pip install av, or leave backend out."
+                f"{self.name} was not decoded: the server is out of memory for its frames. Send "
+                "it again later, or a smaller one."
             ) from error
 
-        try:
-            container = av.open(BytesIO(self.data))
-        except (av.error.FFmpegError, ValueError) as error:
-            raise self._unreadable(str(error)) from error
-        if not container.streams.video:
-            container.close()
-            raise self._unreadable("it has no video stream")
-        stream = container.streams.video[0]
-        self._check_size(stream.width, stream.height)
-        return container
-
     def _check_size(self, width: int, height: int) -> None:
+        if width * height == 0:  # FFmpeg drops a size beyond its limit
+            raise self._unreadable(
+                f"its frames have no size, or over {MAX_FRAME_PIXELS:,} pixels each"
+            )
         if width * height > MAX_FRAME_PIXELS:
             raise ValueError(
                 f"{self.name} is {width} x {height}, over {MAX_FRAME_PIXELS:,} pixels a frame. "

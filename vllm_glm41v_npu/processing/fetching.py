@@ -10,25 +10,33 @@ go back to the caller, and say nothing that a caller could not know.
 from __future__ import annotations
 
 import asyncio
+import binascii
 import ipaddress
-import os
+import re
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
+import pybase64
 from aiohttp.abc import AbstractResolver
 from vllm import envs
 from vllm.connections import _is_retryable
 from yarl import URL
+
+from .downloads import claim
+from .limits import mebibytes
 
 MAX_MEGABYTES = {"VLLM_GLM41V_NPU_MAX_IMAGE_MB": 100, "VLLM_GLM41V_NPU_MAX_VIDEO_MB": 512}
 """Environment variables of the largest files, and their defaults, in MiB."""
 
 _REDIRECTS = 5
 _CHUNK = 1 << 16
+_NOT_BASE64 = re.compile("[^A-Za-z0-9+/]")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -42,10 +50,7 @@ def max_bytes(variable: str) -> int:
     Raises:
         ValueError: It is set to something else than a positive number.
     """
-    value = os.environ.get(variable) or str(MAX_MEGABYTES[variable])
-    if not value.isdecimal() or int(value) == 0:
-        raise ValueError(f"{variable} is {value!r}; expected MiB, a whole number above 0.")
-    return int(value) << 20
+    return mebibytes(variable, MAX_MEGABYTES[variable])
 
 
 def fetch(url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None) -> bytes:
@@ -160,12 +165,18 @@ def _has_proxy(url: URL) -> bool:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    data = bytearray()
-    check_size(response.content_length or 0, limit)
+    """Within `limit`, and within the memory that `budget.claim` grants."""
+    file = BytesIO()
+    claim(_checked(response.content_length or 0, limit), is_all=True)
     async for chunk in response.content.iter_chunked(_CHUNK):
-        data += chunk
-        check_size(len(data), limit)
-    return bytes(data)
+        file.write(chunk)
+        claim(_checked(file.tell(), limit))
+    return file.getvalue()  # no copy
+
+
+def _checked(size: int, limit: int) -> int:
+    check_size(size, limit)
+    return size
 
 
 def check_size(size: int, limit: int) -> None:
@@ -225,11 +236,12 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def read_file(path: Path, folder: Path, limit: int) -> bytes:
-    """What a file in `folder`, or in a folder inside it, holds.
+def find_file(path: Path, folder: Path, limit: int) -> Path:
+    """The file itself, in `folder` or in a folder inside it, links followed.
 
     Raises:
-        MediaRefused: It is not there, is no file, or is outside, be it by `..` or by a link.
+        MediaRefused: It is not there, is no file, is too large, or is outside, be it by `..` or by
+            a link.
     """
     try:
         resolved = path.resolve(strict=True)
@@ -238,14 +250,30 @@ def read_file(path: Path, folder: Path, limit: int) -> bytes:
         if not resolved.is_file():  # reading a pipe would never end
             raise MediaRefused(f"{path} is no file. Give a picture or a video.")
         check_size(resolved.stat().st_size, limit)
-        return resolved.read_bytes()
+        return resolved
     except MediaRefused:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, zeros in a name
-        raise MediaRefused(
-            f"There is no file {path} that this server may read. Give one that is in the folder "
-            "of --allowed-local-media-path, links followed."
-        ) from error
+        raise _missing(path) from error
+
+
+def read_file(path: Path, folder: Path, limit: int) -> bytes:
+    """What a file holds.
+
+    Raises:
+        MediaRefused: As in `find_file`, or it cannot be read.
+    """
+    try:
+        return find_file(path, folder, limit).read_bytes()
+    except OSError as error:
+        raise _missing(path) from error
+
+
+def _missing(path: Path) -> MediaRefused:
+    return MediaRefused(
+        f"There is no file {path} that this server may read. Give one that is in the folder of "
+        "--allowed-local-media-path, links followed."
+    )
 
 
 def split_data_url(url: str, limit: int) -> tuple[str, str]:
@@ -255,11 +283,39 @@ def split_data_url(url: str, limit: int) -> tuple[str, str]:
         MediaRefused: It is not in base64, or too large.
     """
     head, comma, data = url[len("data:") :].partition(",")
-    media_type, *parameters = head.split(";")
-    if not comma or parameters[-1:] != ["base64"] or not data.isascii():
+    media_type, *parameters = (part.strip() for part in head.split(";"))
+    if not comma or parameters[-1:] != ["base64"]:
         raise MediaRefused(
             "A data URL is not in base64; expected data:image/png;base64, or "
             "data:video/mp4;base64, and then the file."
         )
     check_size(len(data) * 3 // 4, limit)
     return media_type, data
+
+
+_URL_SAFE = str.maketrans("-_", "+/", "\t\n\v\f\r ")
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of base64, as people send it: also broken into lines, of the URL-safe alphabet,
+    percent-encoded, or without the = at its end.
+
+    Raises:
+        MediaRefused: Something else is in it, or it was cut off.
+    """
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        pass  # it takes a closer look
+    plain = (unquote(text) if "%" in text else text).translate(_URL_SAFE).rstrip("=")
+    if (odd := _NOT_BASE64.search(plain)) is not None:
+        raise MediaRefused(
+            f"The data is not base64: it has {odd[0]!r} at letter {odd.start() + 1}; expected "
+            "letters, digits, + and /. Send the file encoded in base64."
+        )
+    if len(plain) % 4 == 1:
+        raise MediaRefused(
+            f"The data is not whole base64: its {len(plain)} letters are one too many or some too "
+            "few. Check whether it was cut off."
+        )
+    return pybase64.b64decode(plain + "=" * (-len(plain) % 4))

@@ -16,20 +16,20 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 
+from .colours import to_rgb
 from .grid import PatchGeometry, PixelLimits, smart_resize
 
 Picture: TypeAlias = Image.Image | np.ndarray | torch.Tensor
 """A PIL picture of any mode, or uint8 RGB: numpy [height, width, 3] or torch [3, height, width]."""
 
-_DECODED_MODE = "RGB"
-_ORIENTATION, _UPRIGHT = 0x0112, 1  # the EXIF tag and its neutral value
+_ORIENTATION, UPRIGHT = 0x0112, 1  # the EXIF tag and its neutral value
 
 
 def open_picture(picture: Picture, name: str = "The picture") -> Picture:
     """Check a picture, and decode, turn (EXIF orientation) and convert a PIL one to RGB.
 
-    Alpha is dropped and other modes go through ``PIL.Image.convert``, as in transformers. A
-    picture that comes out of here passes through again unchanged.
+    Alpha is dropped, as in transformers; `to_rgb` says what becomes of other modes. A picture that
+    comes out of here passes through again unchanged.
 
     Raises:
         ValueError: what is wrong with the picture, called ``name``, and what to do about it.
@@ -132,7 +132,19 @@ class _Lent:
 
 
 def _open_pil(picture: Image.Image, name: str) -> Image.Image:
-    width, height = picture.size
+    check_pixels(*picture.size, name)
+    try:
+        picture.load()
+        return to_rgb(upright(picture))
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise undecodable(name, error) from error
+
+
+def check_pixels(width: int, height: int, name: str) -> None:
+    """
+    Raises:
+        ValueError: an empty picture, or one of more pixels than Pillow's MAX_IMAGE_PIXELS.
+    """
     if width < 1 or height < 1:
         raise ValueError(
             f"{name} is {width} x {height} pixels (width x height), so it is empty; expected at "
@@ -142,29 +154,37 @@ def _open_pil(picture: Image.Image, name: str) -> Image.Image:
     if most is not None and width * height > most:
         raise ValueError(
             f"{name} is {width} x {height} pixels (width x height), {width * height} in all; at "
-            f"most {most} are accepted. Send a smaller picture, or raise "
-            "PIL.Image.MAX_IMAGE_PIXELS where the server starts."
+            f"most {most} are accepted, against decompression bombs. Send a smaller picture, or "
+            "raise PIL.Image.MAX_IMAGE_PIXELS where the server starts."
         )
-    try:
-        picture.load()
-        upright = _upright(picture)
-        return upright if upright.mode == _DECODED_MODE else upright.convert(_DECODED_MODE)
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise ValueError(
-            f"{name} cannot be decoded ({type(error).__name__}: {error}); the file is truncated, "
-            "damaged or of a kind Pillow cannot read. Send it again, as PNG or JPEG."
-        ) from error
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def undecodable(name: str, error: Exception) -> ValueError:
+    """The refusal of a picture whose decoder raised ``error``."""
+    if isinstance(error, MemoryError):
+        return ValueError(
+            f"{name} was not decoded, because the machine has no memory left for it. Send it again "
+            "later, or a smaller one."
+        )
+    return ValueError(
+        f"{name} cannot be decoded ({type(error).__name__}: {error}); the file is truncated, "
+        "damaged or of a kind Pillow cannot read. Send it again, as PNG or JPEG."
+    )
+
+
+def upright(picture: Image.Image) -> Image.Image:
     """The picture as its EXIF orientation says it is looked at."""
+    return picture if orientation(picture) == UPRIGHT else ImageOps.exif_transpose(picture)
+
+
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, `UPRIGHT` where there is none."""
     try:
-        orientation = picture.getexif().get(_ORIENTATION, _UPRIGHT)
+        return picture.getexif().get(_ORIENTATION, UPRIGHT)
     except (SyntaxError, ValueError, struct.error, OSError):
         # Damaged metadata is no reason to refuse a picture. Pillow raises once and then has none,
         # which matters to vLLM's hasher.
-        return picture
-    return picture if orientation == _UPRIGHT else ImageOps.exif_transpose(picture)
+        return UPRIGHT
 
 
 def _is_numpy(picture: object) -> TypeGuard[np.ndarray]:

@@ -18,6 +18,7 @@ from vllm.multimodal.processing import (
 )
 
 from ..platform import current_backend
+from .budget import process_budget
 from .grid import PatchGeometry, largest_picture, largest_video, smart_resize
 from .media import Glm41vMediaConnector
 from .parser import Glm41vDataParser
@@ -41,8 +42,15 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
 
     def __init__(self, ctx: InputProcessingContext) -> None:
         super().__init__(ctx)
+        process_budget()  # so that a wrong limit is told when the server starts
         # Videos fetched in this process are decoded with the settings of its server.
         Glm41vMediaConnector.prepare = self.preparation
+        Glm41vMediaConnector.video_backend = self._video_backend()
+
+    def _video_backend(self) -> str | None:
+        config = self.ctx.model_config.multimodal_config
+        options = (config and config.media_io_kwargs) or {}
+        return options.get("video", {}).get("video_backend")
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {placeholder.modality: None for placeholder in self.placeholders}

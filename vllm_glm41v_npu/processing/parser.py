@@ -20,9 +20,10 @@ from vllm.multimodal.parse import (
 
 from .embeddings import parse_embeddings
 from .encoded_video import EncodedVideo
+from .frames import check_frames, stack_frames
 from .grid import PatchGeometry
 from .image import open_picture
-from .video import DecodedVideo, check_frames, stack_frames
+from .video import DecodedVideo
 
 Video = DecodedVideo | EncodedVideo
 
@@ -33,7 +34,8 @@ class Glm41vDataParser(MultiModalDataParser):
     A picture is PIL, numpy or torch, see `open_picture`. A video is
 
     - the bytes or the path of a file, or the `EncodedVideo` that our loader makes of one;
-    - frames, uint8 RGB [frames, height, width, 3] in numpy or torch, or a list of pictures;
+    - frames, RGB [frames, height, width, 3] in numpy or torch, or a list of pictures, see
+      `check_frames`;
     - such frames with their metadata: (frames, {"fps": ..., ...}), see `DecodedVideo`.
 
     Either may be one, several of them, ``None`` for one that the cache holds already, or a
@@ -112,13 +114,12 @@ def _open_video(data: Any, name: str) -> Video | None:
         data.name = name
         return data
     if isinstance(data, Path):
-        data = data.read_bytes()
+        data = _read(data, name)
     if isinstance(data, bytes):
         return EncodedVideo(data, name=name)
     frames, metadata = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     if isinstance(frames, (list, tuple)) and frames and all(map(_is_frame, frames)):
-        pictures = [open_picture(_unwrapped(frame), f"A frame of {name}") for frame in frames]
-        frames = stack_frames(pictures, name)
+        frames = stack_frames([_open_frame(frame, f"A frame of {name}") for frame in frames], name)
     if not _is_array(frames) or not isinstance(metadata, (Mapping, type(None))):
         raise ValueError(
             f"{name} is a {type(frames).__name__}"
@@ -129,5 +130,13 @@ def _open_video(data: Any, name: str) -> Video | None:
     return DecodedVideo(check_frames(frames, name), metadata or {}, name)
 
 
-def _unwrapped(frame: Any) -> Any:
-    return frame.media if isinstance(frame, MediaWithBytes) else frame
+def _read(path: Path, name: str) -> bytes:
+    if not path.is_file():  # reading a pipe would never end
+        raise ValueError(f"{name} is {path}, where there is no file. Give the path of a video.")
+    return path.read_bytes()
+
+
+def _open_frame(frame: Any, name: str) -> Any:
+    """A picture opened; arrays are checked when all are together."""
+    frame = frame.media if isinstance(frame, MediaWithBytes) else frame
+    return frame if _is_array(frame) else open_picture(frame, name)

@@ -8,14 +8,17 @@ at most 300 s, each once, an even number.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .grid import PatchGeometry, PixelLimits
 from .settings import REQUEST_KWARGS, SERVER_KWARGS, PixelSettings, logger
 
+_MOST_FRAMES = 1e9  # beyond any video
+_HIGHEST_FPS = 1e6  # no clip has more, and numbers beyond it overflow
 FPS_WHERE_UNKNOWN = 24.0
 """Frames a second of a video that does not say, as ``Glm4vProcessor`` assumes."""
 
@@ -26,7 +29,8 @@ class VideoSettings(PixelSettings):
 
     ``limits`` count the pixels of all frames together. ``num_frames``, where given, is taken
     instead of ``fps``. ``do_sample_frames`` is None where nobody said so: then a whole clip is
-    sampled, and frames that were sampled before are taken as they are.
+    sampled, and frames that were sampled before are taken as they are. ``must_fit`` refuses more
+    frames than ``frame_limit`` instead of thinning them out.
     """
 
     FILE = "video_preprocessor_config.json"
@@ -38,11 +42,12 @@ class VideoSettings(PixelSettings):
     max_frames: int | None = None
     max_duration: float = 300.0
     do_sample_frames: bool | None = None
+    must_fit: bool = False
 
     @property
     def frame_limit(self) -> int:
         """The most frames taken of one video, an even number of at least 2."""
-        most = self.max_frames or math.ceil(self.max_duration * self.fps)
+        most = self.max_frames or math.ceil(min(self.max_duration * self.fps, _MOST_FRAMES))
         return max(2, most - most % 2)
 
     @classmethod
@@ -77,6 +82,8 @@ class VideoSettings(PixelSettings):
     def within(self, server: VideoSettings) -> VideoSettings:
         """A request's settings, held to the limits the server was started with.
 
+        More frames by a higher ``fps`` are refused when the length of the video is known.
+
         Raises:
             ValueError: more pixels or more frames asked for than the server takes.
         """
@@ -90,7 +97,8 @@ class VideoSettings(PixelSettings):
                     f"frames of a video. Ask for less, or start the server with {SERVER_KWARGS} "
                     f"'{{\"max_frames\": {asked}}}'."
                 )
-        return replace(self, max_frames=min(self.max_frames or most, most))
+        asks_more = self.fps > server.fps and self.max_frames == server.max_frames
+        return replace(self, max_frames=min(self.max_frames or most, most), must_fit=asks_more)
 
 
 def _is_number(value: object) -> bool:
@@ -119,16 +127,25 @@ _CHECKS = {
 class Timeline:
     """How long a video is: its number of frames, frames a second, and seconds.
 
-    ``duration`` is 0 where it is not known.
+    ``duration`` is 0 where it is not known. ``times`` are the seconds of all frames, ascending
+    from 0, where they say more than ``fps`` does; else it is empty.
     """
 
     total_num_frames: int
     fps: float
     duration: float = 0.0
+    times: tuple[float, ...] = field(default=(), repr=False)
 
     def seconds(self, frames_indices: Sequence[int]) -> list[int]:
         """The full second of the first frame of each temporal pair."""
+        if self.times:
+            return [int(self.times[index]) for index in frames_indices[::2]]
         return [int(index / self.fps) for index in frames_indices[::2]]
+
+    def frame_at(self, second: float) -> int:
+        """The index of the first frame at ``second`` or later, or of the last one."""
+        index = bisect_left(self.times, second) if self.times else math.ceil(second * self.fps)
+        return min(self.total_num_frames - 1, index)
 
 
 def sample_frames(timeline: Timeline, settings: VideoSettings, name: str) -> list[int]:
@@ -136,6 +153,9 @@ def sample_frames(timeline: Timeline, settings: VideoSettings, name: str) -> lis
 
     A clip longer than ``max_duration`` is sampled over its whole length, more thinly. A clip so
     short that the rule takes no frame (where transformers fails) gives its first and last one.
+
+    Raises:
+        ValueError: more frames than a request may ask for.
     """
     last = timeline.total_num_frames - 1
     duration = timeline.duration or round(last / timeline.fps) + 1
@@ -143,18 +163,14 @@ def sample_frames(timeline: Timeline, settings: VideoSettings, name: str) -> lis
         count = settings.num_frames
         indices = [index * timeline.total_num_frames // count for index in range(count)]
     elif duration <= settings.max_duration:
-        count = math.floor(duration * settings.fps)
-        # What comes later than the last frame is the last frame, and need not be counted out.
-        count = min(count, math.ceil(last * settings.fps / timeline.fps) + 2)
-        indices = [
-            min(last, math.ceil(index * timeline.fps / settings.fps)) for index in range(count)
-        ]
+        indices = _every(timeline, duration, settings.fps)
     else:
-        count = int(settings.max_duration * settings.fps)
-        seconds = np.linspace(0, duration, count)
-        indices = [min(last, math.ceil(second * timeline.fps)) for second in seconds]
-        if count >= timeline.total_num_frames:
+        wanted = settings.max_duration * settings.fps
+        if wanted >= timeline.total_num_frames:
             indices = list(range(timeline.total_num_frames))
+        else:
+            seconds = np.linspace(0, duration, int(wanted))
+            indices = [timeline.frame_at(second) for second in seconds.tolist()]
         logger.warning(
             "%s lasts %.1f s, more than max_duration=%g: %d frames spread over all of it are kept.",
             name,
@@ -163,7 +179,7 @@ def sample_frames(timeline: Timeline, settings: VideoSettings, name: str) -> lis
             len(indices),
         )
     indices = list(dict.fromkeys(indices)) or sorted({0, last})
-    return pad_to_pairs(_thinned(indices, settings.frame_limit, name))
+    return pad_to_pairs(_thinned(indices, settings, name))
 
 
 def pad_to_pairs(indices: Sequence[int]) -> list[int]:
@@ -171,9 +187,32 @@ def pad_to_pairs(indices: Sequence[int]) -> list[int]:
     return [*indices, *indices[len(indices) - len(indices) % 2 :]]
 
 
-def _thinned(indices: list[int], most: int, name: str) -> list[int]:
+def _every(timeline: Timeline, duration: float, fps: float) -> list[int]:
+    """Indices of ``fps`` frames a second over ``duration``. Whoever asks for more than there are
+    gets each frame once, and it takes no longer."""
+    last, own = timeline.total_num_frames - 1, timeline.fps
+    fps = min(fps, max(own, _HIGHEST_FPS))
+    if timeline.times:
+        most = duration * fps
+        slots = [min(math.floor(second * fps), most - 1) for second in timeline.times]
+        return [i for i, slot in enumerate(slots) if i == 0 or slot > slots[i - 1]]
+    # What comes later than the last frame is the last frame, and need not be counted out.
+    count = math.floor(min(duration * fps, math.ceil(last * fps / own) + 2))
+    if fps >= own and count:
+        return list(range(min(last, math.ceil((count - 1) * own / fps)) + 1))
+    return [min(last, math.ceil(index * own / fps)) for index in range(count)]
+
+
+def _thinned(indices: list[int], settings: VideoSettings, name: str) -> list[int]:
+    most = settings.frame_limit
     if len(indices) <= most:
         return indices
+    if settings.must_fit:
+        raise ValueError(
+            f"{name} has {len(indices)} frames at fps={settings.fps:g}, but this server takes at "
+            f"most {most} of a video. Ask for fps={settings.fps * most / len(indices):.3g} or "
+            f"less, or for num_frames or max_frames, up to {most}."
+        )
     logger.warning(
         "%s has %d frames to take, more than max_frames=%d: these many, evenly spread, are kept.",
         name,

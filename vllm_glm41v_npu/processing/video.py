@@ -19,6 +19,7 @@ from .grid import PatchGeometry, smart_resize
 from .image import cut_patches, resize, to_tensor
 from .sampling import FPS_WHERE_UNKNOWN, Timeline, VideoSettings, pad_to_pairs, sample_frames
 from .settings import logger
+from .video_metadata import read_metadata
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,7 @@ class DecodedVideo(tuple):
 
     Args:
         frames: uint8 RGB [frames, height, width, 3].
-        metadata: ``fps``, ``total_num_frames``, ``duration``, ``frames_indices`` and
-            ``do_sample_frames``, as vLLM's loaders and transformers' ``VideoMetadata`` give them;
-            any may be missing or None.
+        metadata: see `read_metadata`; any key may be missing or None.
         name: what messages call the video.
 
     Raises:
@@ -145,12 +144,12 @@ class DecodedVideo(tuple):
         cls, frames: np.ndarray | torch.Tensor, metadata: Mapping[str, Any], name: str
     ) -> DecodedVideo:
         found = {key: value for key, value in metadata.items() if value is not None}
-        timeline, indices = _checked(found, len(frames), name)
+        timeline, indices, asked = read_metadata(found, len(frames), name)
         known: dict[str, Any] = {
             "timeline": repr(timeline),
             "frames_indices": list(indices),
             "has_rate": "fps" in found,
-            "do_sample_frames": found.get("do_sample_frames"),
+            "do_sample_frames": asked,
         }
         video = super().__new__(cls, (frames, known))
         video.frames, video.name = frames, name
@@ -208,73 +207,3 @@ def check_count(count: int, settings: VideoSettings, name: str) -> None:
             f"{settings.frame_limit} are taken. Send fewer, or let them be sampled "
             "(do_sample_frames=true, with the clip's fps)."
         )
-
-
-def _checked(
-    metadata: Mapping[str, Any], num_frames: int, name: str
-) -> tuple[Timeline, Sequence[int]]:
-    """The clip's timeline, and where in it each frame is."""
-    total = metadata.get("total_num_frames", num_frames)
-    fps = metadata.get("fps", FPS_WHERE_UNKNOWN)
-    duration = metadata.get("duration", 0)
-    if isinstance(total, bool) or not isinstance(total, int) or total < num_frames:
-        raise ValueError(
-            f"{name} has {num_frames} frames, and its metadata total_num_frames={total!r}; "
-            "expected a whole number, not less than the frames given."
-        )
-    for key, value, least in (("fps", fps, "above 0"), ("duration", duration, "0 or more")):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not (0 <= value < float("inf")) or (key == "fps" and value == 0):
-            raise ValueError(f"{name} has {key}={value!r} in its metadata; expected {least}.")
-    indices = [int(i) for i in metadata.get("frames_indices", range(num_frames))]
-    is_ascending = all(a <= b for a, b in zip(indices, indices[1:], strict=False))
-    if len(indices) != num_frames or not is_ascending or min(indices, default=0) < 0:
-        raise ValueError(
-            f"{name} has {num_frames} frames, and {len(indices)} frames_indices in its metadata, "
-            f"from {min(indices, default=None)} to {max(indices, default=None)}; expected the "
-            "place in the clip of each frame, in ascending order."
-        )
-    if indices and indices[-1] >= total:
-        raise ValueError(
-            f"{name} has frames_indices up to {indices[-1]} in its metadata, outside a clip of "
-            f"total_num_frames={total}. Count them from 0."
-        )
-    return Timeline(total, float(fps), float(duration)), indices
-
-
-def stack_frames(frames: Sequence[Any], name: str) -> np.ndarray:
-    """uint8 [frames, height, width, 3] of a list of pictures or arrays of one size.
-
-    Raises:
-        ValueError: pictures of several sizes, or none.
-    """
-    arrays = [np.asarray(frame) for frame in frames]
-    shapes = {array.shape for array in arrays}
-    if len(shapes) != 1:
-        listed = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "none"
-        raise ValueError(
-            f"{name} is a list of {len(frames)} frames of shapes {listed}; expected frames of one "
-            "size. Resize them to the first one's."
-        )
-    return np.stack(arrays)
-
-
-def check_frames(frames: np.ndarray | torch.Tensor, name: str) -> np.ndarray | torch.Tensor:
-    """``frames`` as uint8 RGB [frames, height, width, 3]; [frames, 3, height, width] is turned.
-
-    Raises:
-        ValueError: another shape or dtype, or no frame.
-    """
-    shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
-    if dtype == "uint8" and len(shape) == 4 and 0 not in shape:
-        if shape[-1] == 3:
-            return frames
-        if shape[1] == 3:  # [n, 3, H, W] -> [n, H, W, 3]
-            if isinstance(frames, torch.Tensor):
-                return frames.permute(0, 2, 3, 1)
-            return frames.transpose(0, 2, 3, 1)
-    raise ValueError(
-        f"{name} is of dtype {dtype} and shape {list(shape)}; expected uint8 RGB frames of shape "
-        "[frames, height, width, 3] or [frames, 3, height, width], at least one. Convert them to "
-        "0..255 and that layout, or pass a list of PIL pictures."
-    )

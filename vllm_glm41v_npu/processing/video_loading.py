@@ -5,56 +5,66 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from io import BytesIO
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import pybase64
-from PIL import Image, UnidentifiedImageError
 from vllm.multimodal.media import ImageMediaIO, VideoMediaIO
 
+from .budget import Plan
+from .containers import WELL_MARKED, format_of
 from .encoded_video import EncodedVideo
 from .grid import PatchGeometry
+from .media_io import PlannedIO
+from .mp4_tables import claims_too_much
 from .sampling import VideoSettings
+from .sent_frames import MEDIA_TYPE, plan_frames
 
-_JPEG_FRAMES = "video/jpeg"  # vLLM's media type for frames sent one by one
 _REMEMBERED = 256
-_MAX_PIXELS = 500_000_000
-"""Of all frames that are sent one by one, which vLLM decodes before anything is resized: 1.5 GB."""
 
 
-class EncodedVideoIO(VideoMediaIO):
-    """Makes an `EncodedVideo` of a file, and leaves frames sent one by one to vLLM.
+class EncodedVideoIO(PlannedIO[Any], VideoMediaIO):
+    """Makes an `EncodedVideo` of a file, and an array of frames sent one by one.
 
     ``options`` are ``media_io_kwargs`` for videos.
     """
 
-    def __init__(
-        self,
-        image_io: ImageMediaIO,
-        prepare: Callable[[EncodedVideo], None] | None,
-        **options: Any,
-    ) -> None:
-        # Without a number vLLM would take the first 32 of frames sent one by one.
-        super().__init__(image_io, **{"num_frames": -1, **options})
+    def __init__(self, image_io: ImageMediaIO, prepare: Preparation | None, **options: Any) -> None:
+        super().__init__(image_io)
         self.options = options
         self.prepare = prepare
 
-    def load_bytes(self, data: bytes) -> Any:
+    def plan(self, data: bytes) -> Plan[EncodedVideo]:
         video = EncodedVideo(data, self.options)
-        if self.prepare is not None:
-            self.prepare(video)
-        return video
+        prepare = self.prepare
+        if prepare is None:
+            return Plan(0, 0, lambda: video)
 
-    def load_base64(self, media_type: str, data: str) -> Any:
-        if media_type.lower() == _JPEG_FRAMES:
-            _check_frames(data.split(","))
-            return super().load_base64(media_type, data)
-        return self.load_bytes(pybase64.b64decode(data))
+        def decode() -> EncodedVideo:
+            prepare(video)
+            return video
 
-    def load_file(self, filepath: Path) -> Any:
-        return self.load_bytes(filepath.read_bytes())
+        return Plan(*prepare.cost(video), decode)
+
+    def plan_base64(self, media_type: str, text: str) -> Plan[Any]:
+        if media_type.lower() == MEDIA_TYPE:
+            return plan_frames(text, self.options)
+        return super().plan_base64(media_type, text)
+
+
+class GuardedVideoIO(VideoMediaIO):
+    """vLLM's own loaders, for formats that FFmpeg takes for nothing else.
+
+    They let FFmpeg guess the format, and some formats make it open other files and sockets.
+    """
+
+    def load_bytes(self, data: bytes) -> Any:
+        kind = format_of(data)
+        if kind not in WELL_MARKED or (kind == "mov" and claims_too_much(data)):
+            raise ValueError(
+                "The video is of no format that this server's loader of videos "
+                "(video_backend) may open; expected MP4, MOV, WebM, MKV, AVI, WMV, FLV or OGV."
+            )
+        return super().load_bytes(data)
 
 
 class Preparation:
@@ -73,37 +83,38 @@ class Preparation:
         self._seen: OrderedDict[tuple[str, VideoSettings], None] = OrderedDict()
         self._lock = Lock()
 
+    def cost(self, video: EncodedVideo) -> tuple[int, int]:
+        """Bytes that decoding it takes at most, and those that stay of it.
+
+        Raises:
+            ValueError: no video, or settings out of range.
+        """
+        settings = self.settings_of(video)
+        if self._has_seen(video, settings):
+            return 0, 0
+        return video.cost(settings, self.geometry)
+
     def __call__(self, video: EncodedVideo) -> None:
         settings = self.settings_of(video)
         key = video.digest, settings
-        with self._lock:
-            if key in self._seen:
-                self._seen.move_to_end(key)
-                return
+        if self._has_seen(video, settings):
+            return
         video.process(settings, self.geometry)
         with self._lock:
             self._seen[key] = None
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
 
+    def _has_seen(self, video: EncodedVideo, settings: VideoSettings) -> bool:
+        key = video.digest, settings
+        with self._lock:
+            if key in self._seen:
+                self._seen.move_to_end(key)
+                return True
+        return False
+
     def forget(self, video: EncodedVideo) -> None:
         """The processor's cache had it no longer."""
         with self._lock:
             for key in [key for key in self._seen if key[0] == video.digest]:
                 del self._seen[key]
-
-
-def _check_frames(frames: list[str]) -> None:
-    """Raise ValueError if frames in base64 are no pictures, or too large together."""
-    pixels = 0
-    for frame in frames:
-        try:
-            with Image.open(BytesIO(pybase64.b64decode(frame))) as picture:  # the header alone
-                pixels += picture.width * picture.height
-        except UnidentifiedImageError as error:
-            raise ValueError("A frame is no JPEG; expected them in base64, with commas.") from error
-        if pixels > _MAX_PIXELS:
-            raise ValueError(
-                f"The frames have over {_MAX_PIXELS:,} pixels together. Send a video file, which "
-                "is decoded frame by frame, or smaller frames."
-            )

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The time that one video may take to be decoded, and the end of a decode that nobody waits for."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from time import monotonic
+
+from .budget import RequestEnded, check_alive
+
+SECONDS_VARIABLE, DEFAULT_SECONDS = "VLLM_GLM41V_NPU_MAX_VIDEO_SECONDS", 120
+
+
+class TooMuchWork(ValueError):
+    """A file takes longer to decode than it may; the message goes on from "was not decoded:"."""
+
+
+class DecodeTime:
+    """Counts from when it is made.
+
+    Raises:
+        ValueError: the environment variable is no number.
+    """
+
+    def __init__(self) -> None:
+        value = os.environ.get(SECONDS_VARIABLE) or str(DEFAULT_SECONDS)
+        if not value.isdecimal() or int(value) == 0:
+            raise ValueError(f"{SECONDS_VARIABLE} is {value!r}; expected whole seconds above 0.")
+        self.most = int(value)
+        self._end = monotonic() + self.most
+
+    def check(self) -> None:
+        """Call this between the steps of a decode.
+
+        Raises:
+            TooMuchWork: the time is over.
+            RequestEnded: see `check_alive`.
+        """
+        check_alive()
+        if monotonic() > self._end:
+            raise TooMuchWork(
+                f"it was not ready within {self.most} s. Send a shorter or smaller one; whoever "
+                f"runs the server can set {SECONDS_VARIABLE}"
+            )
+
+    def is_over(self) -> bool:
+        """Whether `check` would raise."""
+        try:
+            self.check()
+        except (TooMuchWork, RequestEnded):
+            return True
+        return False
+
+
+class Source(BytesIO):
+    """A file as FFmpeg reads it, which ends when the time is over.
+
+    An exception here would be printed, so whoever called FFmpeg checks again, and says why.
+    """
+
+    def __init__(self, data: bytes, limit: DecodeTime) -> None:
+        super().__init__(data)
+        self._limit = limit
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return b"" if self._limit.is_over() else super().read(size)

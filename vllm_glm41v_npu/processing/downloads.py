@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory for downloads, whose size is known late or never.
+
+No connection is open, and no time limit of one runs, while memory is waited for: a download that
+finds none is given up, and begins again when there is some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+
+from .budget import Lease, Share
+
+_STEP = 1 << 20  # bytes that a download of unknown size takes at a time
+_CURRENT: ContextVar[Lease | None] = ContextVar("download", default=None)
+
+
+class NoRoom(Exception):
+    """There is no memory now for ``more`` bytes of a download."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__(more)
+        self.more = more
+
+
+async def download(share: Share, fetch: Callable[[], Awaitable[bytes]]) -> tuple[bytes, Lease]:
+    """What ``fetch`` returns, which calls `claim` as its bytes come, and the memory that it takes.
+
+    Raises:
+        OverBudget, RequestEnded: see `Share.take`; and whatever ``fetch`` raises.
+    """
+    lease = await share.take(0)
+    reset = _CURRENT.set(lease)
+    try:
+        while True:
+            try:
+                return await fetch(), lease
+            except NoRoom as short:
+                await lease.grow(short.more)
+    except BaseException:
+        lease.release()
+        raise
+    finally:
+        _CURRENT.reset(reset)
+
+
+def claim(size: int, is_all: bool = False) -> None:
+    """Take memory for a download that has ``size`` bytes so far, or ``is_all`` says: in all.
+
+    Raises:
+        OverBudget, RequestEnded: see `Share.take`.
+        NoRoom: see `download`.
+    """
+    lease = _CURRENT.get()
+    if lease is None or size <= lease.size:
+        return
+    more = size - lease.size if is_all else max(size - lease.size, _STEP)
+    if not lease.grow_now(more):
+        raise NoRoom(more)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of pictures: which are opened, what of their headers is believed, and how they are decoded.
+
+Pillow reads some forty formats, among them ones that run other programs. Here it opens those of
+`FORMATS`, and decodes nothing before the size is known and allowed.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from io import BytesIO
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from .av1 import av1_sizes
+from .budget import Plan, RequestEnded, check_alive
+from .colours import RGB, WHITE, Colour, is_deep, to_rgb
+from .image import UPRIGHT, check_pixels, orientation, undecodable, upright
+from .jpeg2000 import codestream_size
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO")
+"""Pillow's names. JPEG includes MPO, PNG includes APNG; HEIF comes where pillow-heif is installed.
+
+Of several pictures in a file the first is opened.
+"""
+
+_HELD = 4  # bytes of a pixel in Pillow's RGB, as in most of its modes
+_DEPTHS = {"1": 1, "L": 1, "P": 1}
+_DECODERS = {"WEBP": 16, "AVIF": 20, "HEIF": 20, "JPEG2000": 28, "TIFF": 4}
+"""Bytes of a pixel that decoders take beside the picture that they write; measured, rounded up."""
+
+MAX_SCANS = 100
+"""Of a progressive JPEG. Encoders write about ten; each costs as much as decoding the picture."""
+
+_ICON, _MAX_ICON = b"\0\0\1\0", 2048 * 2048
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+
+
+def plan_picture(
+    data: bytes, name: str = "The picture", background: Colour | None = WHITE
+) -> Plan[Image.Image]:
+    """Read the header of a file.
+
+    Decoding gives mode RGB, turned as EXIF says, transparency laid on ``background``.
+
+    Raises:
+        ValueError: no picture of `FORMATS`, or too large; a sentence for the caller.
+    """
+    picture, sizes = _open(data, name)
+    for size in sizes:
+        check_pixels(*size, name)
+    pixels = max(width * height for width, height in sizes)
+    if picture.format in ("JPEG", "MPO"):
+        _check_scans(data, name)
+
+    def decode() -> Image.Image:
+        try:
+            picture.load()
+            check_alive()
+            return to_rgb(upright(picture), background)
+        except RequestEnded:
+            raise
+        except Exception as error:
+            raise undecodable(name, error) from error
+
+    return Plan(pixels * _bytes_per_pixel(picture), pixels * _HELD, decode)
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """`FORMATS`, and HEIF where a decoder is installed."""
+    if find_spec("pillow_heif") is None:
+        return FORMATS
+    import pillow_heif  # type: ignore[import-not-found]
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return (*FORMATS, "HEIF")
+
+
+class _Watched(BytesIO):
+    """A file that ends its decoder, between two pieces, when nobody waits for it any more."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        check_alive()
+        return super().read(size)
+
+
+def _open(data: bytes, name: str) -> tuple[ImageFile.ImageFile, list[tuple[int, int]]]:
+    """The picture, and all (width, height) that its decoder works with."""
+    try:
+        if data.startswith(_ICON):
+            _check_icon(data)
+        picture = Image.open(_Watched(data), formats=formats())
+        return picture, [picture.size, *_hidden_sizes(picture, data)]
+    except RequestEnded:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name} is not a picture of a kind that is read here, whatever its name says, or its "
+            f"header is damaged; expected {', '.join(formats())}. Check what was sent."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name} is too large, and was not decoded: {error} Send a smaller picture."
+        ) from error
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise undecodable(name, error) from error
+
+
+def _bytes_per_pixel(picture: ImageFile.ImageFile) -> int:
+    """Those that are held at once while it is decoded, turned and converted."""
+    depth = _DEPTHS.get(picture.mode, _HELD)
+    decoder = _DECODERS.get(str(picture.format), 0)
+    if "progressive" in picture.info:
+        decoder += 2 * len(picture.getbands())  # its coefficients
+    if is_deep(picture.mode):
+        decoder += 2 * _HELD  # copies in which the range of values is looked for
+    is_copied = picture.mode != RGB or orientation(picture) != UPRIGHT
+    return depth + decoder + is_copied * _HELD
+
+
+def _hidden_sizes(picture: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[int, int]]:
+    """Sizes that a decoder works with, and that Pillow does not tell from the header."""
+    if picture.format == "JPEG2000":
+        yield codestream_size(data)
+    elif picture.format == "AVIF":
+        yield from av1_sizes(data)
+    elif picture.format == "TIFF":
+        tags = picture.tag_v2  # type: ignore[attr-defined]
+        if 322 in tags and 323 in tags:  # TileWidth, TileLength
+            yield tags[322], tags[323]
+
+
+def _check_icon(data: bytes) -> None:
+    """Raise ValueError for an icon with a large picture, because Pillow decodes one when it opens
+    the file, and the list of pictures need not say their true sizes.
+    """
+    count = int.from_bytes(data[4:6], "little")
+    for entry in range(6, 6 + 16 * count, 16):
+        start = int.from_bytes(data[entry + 12 : entry + 16], "little")
+        inside = data[start : start + 24].ljust(24, b"\0")
+        if inside.startswith(b"\x89PNG"):
+            width, height = struct.unpack(">II", inside[16:24])
+        elif inside[0] == 12:  # a BMP with the header of OS/2
+            width, height = struct.unpack("<HH", inside[4:8])
+        else:
+            width, height = map(abs, struct.unpack("<ii", inside[4:12]))
+        if width * height > _MAX_ICON:
+            raise ValueError(
+                f"it has an icon of {width} x {height} pixels; at most {_MAX_ICON} in all"
+            )
+
+
+def _check_scans(data: bytes, name: str) -> None:
+    if data.count(_SCAN) > MAX_SCANS and (scans := _count_scans(data)) > MAX_SCANS:
+        raise ValueError(
+            f"{name} is a JPEG of {scans} scans; at most {MAX_SCANS} are decoded, and usual files "
+            "have about ten. Save it again, as JPEG or PNG."
+        )
+
+
+def _count_scans(data: bytes) -> int:
+    """Scans of the first picture of a JPEG file, thumbnails in its metadata left out."""
+    scans, place = 0, 2
+    while (marker := _MARKER.search(data, place)) is not None:
+        kind, place = marker[0][-1], marker.end()
+        if kind == 0xD9:  # the end of the picture
+            break
+        if kind == 0xDA:
+            scans += 1
+        if kind != 0x01:  # all others have a length
+            place += int.from_bytes(data[place : place + 2], "big")
+    return scans
