@@ -66,9 +66,6 @@ REFUSED_VLLM: dict[str, dict[str, Any]] = {
     "Input of image_url is an empty string; give a URL, a path or base64.": {
         "prompt": [{"type": "image_url", "image_url": ""}]
     },
-    "Input of image_url is a path that no file can have.": {
-        "prompt": [{"type": "image_url", "image_url": "/a\ud800.png"}]
-    },
     "best_of should greater than or equal to n, but best_of is 1, n is 2.": {"best_of": 1, "n": 2},
     "Best_of/N can not greater than 1 when temperature is 0 or not set, but best_of is None, n is "
     "2.": {"n": 2},
