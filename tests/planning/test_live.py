@@ -70,9 +70,12 @@ def test_a_server_with_a_key(server, monkeypatch):
     """Guards servers of `glm41v serve`, which ask for their key on /metrics too."""
     sent = []
     opened = urllib.request.urlopen
-    monkeypatch.setattr(
-        urllib.request, "urlopen", lambda request, **_: sent.append(request) or opened(request)
-    )
+
+    def note(request, **_):
+        sent.append(request)
+        return opened(request)
+
+    monkeypatch.setattr(urllib.request, "urlopen", note)
     measure(server, api_key="secret")
     measure(server)
     keys = [request.get_header("Authorization") for request in sent]

@@ -169,7 +169,7 @@ def test_websockets(path: str) -> None:
 def test_a_server_without_a_key_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """Guards an operator who believes that the guard alone is enough."""
 
-    async def nothing(*_: Any) -> None:
+    async def nothing(*_: Any) -> Any:
         pass
 
     async def start(*keys: str) -> None:

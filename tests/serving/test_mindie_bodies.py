@@ -124,7 +124,12 @@ def test_a_chat_of_vllms_own_form_is_not_parsed(
 def test_mindies_forms_are_found(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the other way: white space, and a form of MindIE's behind one of vLLM's."""
     parsed: list[bytes] = []
-    monkeypatch.setattr(mindie_chat.json, "loads", lambda data: parsed.append(data) or {})
+
+    def parse(data: bytes) -> dict[str, Any]:
+        parsed.append(data)
+        return {}
+
+    monkeypatch.setattr(mindie_chat.json, "loads", parse)
     mindie_chat.chat_body(body)
     assert parsed == [body]
 

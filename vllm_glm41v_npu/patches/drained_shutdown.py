@@ -22,7 +22,7 @@ _PAUSE = 0.05
 
 def apply() -> None:
     """Wait for them before the engine is stopped; in processes without a server do nothing."""
-    server = sys.modules.get(_SERVER)
+    server: Any = sys.modules.get(_SERVER)
     if server is None or hasattr(server.serve_http, "__wrapped__"):
         return
     serve_http = server.serve_http

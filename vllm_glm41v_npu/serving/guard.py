@@ -117,7 +117,7 @@ class _Limited:
         self._started = self._refused = False
 
     async def receive(self) -> Message:
-        message = {"type": "http.disconnect"} if self._refused else await self._receive()
+        message: Message = {"type": "http.disconnect"} if self._refused else await self._receive()
         if message["type"] != "http.request":
             return message
         try:
