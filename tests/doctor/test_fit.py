@@ -45,6 +45,18 @@ def test_kv_cache_on_the_cpu(machine, tmp_path, available, value, status):
     assert say(context, "KV cache").status == status
 
 
+def test_the_size_to_set(machine, large, tmp_path):
+    """Guards an advice that vLLM then follows, for the model that is asked about."""
+    context = machine(large)
+    write_memory(tmp_path, total=128, available=100)
+    advice = say(context, "KV cache").advice
+    assert "export VLLM_CPU_KVCACHE_SPACE=" in advice
+    assert 10 < int(advice.split("SPACE=")[1].split("`")[0]) < 50  # the weights take 38
+    write_memory(tmp_path, total=64, available=20)
+    context = replace(context)  # nothing is remembered
+    assert "The model does not fit" in say(context, "KV cache").advice
+
+
 def test_memory_of_a_container(machine, tmp_path):
     """Guards against counting the host's memory where the container has less."""
     (tmp_path / "sys" / "fs" / "cgroup").mkdir(parents=True)

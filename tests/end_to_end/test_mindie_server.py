@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from tests.checkpoints import TINY
 from tests.end_to_end.fuzzing import ANYTHING, BOUNDED, PARTS
 from tests.end_to_end.servers import (
     MAX_MODEL_LEN,
+    STOP_SECONDS,
+    Server,
     data_uri,
-    running,
+    serving,
     video_uri,
 )
 from tests.lane import ALL_LANES, BACKEND, ON_CPU
 from vllm_glm41v_npu.platform import ATLAS_310P
+from vllm_glm41v_npu.serving.command import GUARD, ROUTES
 
 pytestmark = [
     *ALL_LANES,
@@ -37,16 +42,23 @@ WRITTEN = f"<think>{THINKING}</think><answer>{NUMBER}</answer>"
 
 
 @pytest.fixture(scope="module")
-def server(
+def process(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
-) -> Iterator[httpx.Client]:
+) -> Iterator[Server]:
+    """A server as `glm41v serve` starts it."""
     options = ["--served-model-name", "glm4v", "--reasoning-parser", "glm41v"]
     options += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    options += ["--middleware", "vllm_glm41v_npu.serving.mindie.MindIERoutes"]
+    options += ["--middleware", ROUTES, "--middleware", GUARD, "--shutdown-timeout", "30"]
     options += ["--limit-mm-per-prompt", '{"image": 20, "video": 1}', "--api-key", "key"]
     options += ["--allowed-local-media-path", str(ASSETS)]
     log = tmp_path_factory.mktemp("mindie") / "log"
-    with running(checkpoint("tiny"), log, *options) as client:
+    with serving(checkpoint("tiny"), log, *options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(process: Server) -> Iterator[httpx.Client]:
+    with process.client() as client:
         client.headers["Authorization"] = "Bearer key"
         yield client
 
@@ -151,7 +163,9 @@ def test_several_answers(server: httpx.Client) -> None:
 def test_refusals(server: httpx.Client) -> None:
     """Guards MindIE's statuses for what MindIE refuses, and for what vLLM does."""
     assert error(generate(server, parts("", "QUJD")), 422)
-    assert error(generate(server, parts("", "/etc/none.png")), 422)
+    for path in ("/etc/none.png", "/etc/passwd", "file:///etc/passwd", "/etc/os-release.txt"):
+        message = error(generate(server, parts("", path)), 422)
+        assert "that this server may read" in message  # and not that it is bad base64
     assert "exist" in error(generate(server, "Hi", model="none"), 404)
     mixed = parts("", str(PICTURE), str(CLIP))
     assert error(generate(server, mixed), 422).startswith("Image and video cannot exist")
@@ -166,6 +180,22 @@ def test_prompts_that_are_too_long(server: httpx.Client, stream: bool) -> None:
     assert f"cannot be greater than {MAX_MODEL_LEN},the input ids length is" in message
     fits = generate(server, "7" * (MAX_MODEL_LEN - 5), ignore_eos=True, stream=stream)
     assert fits.status_code == 200, fits.text
+
+
+def test_a_text_of_millions_of_characters(server: httpx.Client, process: Server) -> None:
+    """Guards against cutting it into tokens: others are answered, and no memory is taken."""
+    before = process.process.memory_info().rss
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(generate, server, "a" * 30_000_000)
+        with process.client() as other:
+            while not answer.done():
+                asked = time.monotonic()
+                assert other.get("/health").status_code == 200
+                assert time.monotonic() - asked < 5
+    assert "the input ids length is at least" in error(answer.result(), 424)
+    assert time.monotonic() - started < 20  # 100 s of a server that stands still, once
+    assert process.process.memory_info().rss - before < 1 << 30
 
 
 def test_the_seeds_chat(server: httpx.Client) -> None:
@@ -186,8 +216,23 @@ def test_other_routes(server: httpx.Client) -> None:
     """Guards what MindIE's clients ask before they generate, and the API key."""
     assert server.get("/health").status_code == 200
     assert server.get("/v1/models").json()["data"][0]["id"] == "glm4v"
-    response = server.post("/generate", json={"prompt": "Hi"}, headers={"Authorization": "no"})
-    assert response.status_code == 401
+    routes = ["/generate", "/v1/chat/completions", "/invocations", "/tokenize", "//v1/completions"]
+    for path in routes:
+        response = server.post(path, json={"prompt": "Hi"}, headers={"Authorization": "no"})
+        assert response.status_code == 401
+    assert server.get("/metrics", headers={"Authorization": ""}).status_code == 401
+    assert server.get("/metrics").status_code == 200
+
+
+def test_a_body_that_is_too_large(server: httpx.Client) -> None:
+    """Guards an answer that the client gets to read, though it closes the connection behind it."""
+    assert server.headers["Connection"] == "close"
+    response = server.post("/generate", content=b"a" * (41 << 20))
+    assert response.status_code == 413
+    assert "40MB" in response.json()["message"]
+    response = server.post("/v1/completions", content=b"[" * (2 << 20))
+    assert response.status_code == 413
+    assert "values" in response.json()["error"]["message"]
 
 
 def test_reasoning(server: httpx.Client) -> None:
@@ -346,3 +391,23 @@ def test_any_media_of_a_chat(server: httpx.Client, content: Any, sampled: Any) -
     body["messages"] = [{"role": "user", "content": content}]
     response = server.post("/v1/chat/completions", content=json.dumps(body).encode())
     assert response.status_code in (200, 400, 422), (response.status_code, response.text)
+
+
+def test_answers_of_a_server_that_ends(server: httpx.Client, process: Server) -> None:
+    """Guards requests in flight at SIGTERM, also those whose pictures are still being read.
+
+    The last test of this file: it ends the server.
+    """
+    body = {"prompt": parts(QUESTION, str(PICTURE)), "max_tokens": 128}
+    long = {"prompt": "Hi", "max_tokens": 500, "ignore_eos": True}
+    with ThreadPoolExecutor(16) as threads:
+        waiting = [threads.submit(server.post, "/generate", json=long) for _ in range(8)]
+        time.sleep(0.5)
+        waiting += [threads.submit(server.post, "/generate", json=body) for _ in range(8)]
+        time.sleep(0.05)
+        process.process.terminate()
+        answers = [future.result() for future in waiting]
+    assert all(answer.status_code == 200 for answer in answers)
+    assert all(answer.json() == {"text": [f"{QUESTION} {WRITTEN}"]} for answer in answers[8:])
+    assert all(len(answer.json()["text"][0]) > 100 for answer in answers[:8])
+    assert process.process.wait(STOP_SECONDS) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
@@ -63,6 +64,22 @@ def test_means(server):
         "kv_tokens": 5461 * 128,
     }
     assert vars(measure(server)) == pytest.approx(means, rel=1e-4)
+
+
+def test_a_server_with_a_key(server, monkeypatch):
+    """Guards servers of `glm41v serve`, which ask for their key on /metrics too."""
+    sent = []
+    opened = urllib.request.urlopen
+
+    def note(request, **_):
+        sent.append(request)
+        return opened(request)
+
+    monkeypatch.setattr(urllib.request, "urlopen", note)
+    measure(server, api_key="secret")
+    measure(server)
+    keys = [request.get_header("Authorization") for request in sent]
+    assert keys == ["Bearer secret", None]
 
 
 def test_an_address_as_clients_have_it(server):

@@ -35,7 +35,7 @@ def as_json(*arguments: str, exit_code: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_get", lambda server: METRICS)
+    monkeypatch.setattr(live, "_get", lambda server, _: METRICS)
 
 
 def test_json():
@@ -122,7 +122,7 @@ def test_server(served):
 def test_cached_prompts(monkeypatch):
     """Guards against a floor that seems beaten because prompts were not computed."""
     cached = METRICS.replace('cached_total{engine="0",model_name="tiny"} 0', "cached_total 71")
-    monkeypatch.setattr(live, "_get", lambda server: cached)
+    monkeypatch.setattr(live, "_get", lambda server, _: cached)
     notes = as_json("--card", "910B4", "--server", "http://a")["notes"]
     assert notes[-1].startswith("50% of the prompts' tokens came from the prefix cache")
 

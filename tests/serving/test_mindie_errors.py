@@ -14,6 +14,12 @@ TOO_LONG = (
     "and your prompt contains {} input tokens, for a total of at least 1025 tokens."
 )
 
+CHARACTERS = (
+    "This model's maximum context length is 1024 tokens. However, you requested 512 output tokens "
+    "and your prompt contains {} characters (more than {} characters, which is the upper bound for "
+    "{} input tokens). Please reduce the length of the input prompt"
+)
+
 
 def vllm_error(status: int, message: str) -> tuple[int, list[Any]]:
     return status, [{"error": {"message": message, "code": status}}]
@@ -60,31 +66,43 @@ def test_a_stream_that_fails_ends(failure: Any) -> None:
     assert response == Response(200, "text/event-stream", [b'{"text":["a"]}\0'])
 
 
-ROOM = {"count": 1000, "max_model_len": 1024}
-
-
+@pytest.mark.parametrize("prompt", ["a", [{"type": "text", "text": "a"}]])
 @pytest.mark.parametrize(
-    ("counted", "room"), [((200, [ROOM]), 24), ((200, [ROOM | {"count": 1024}]), 1), ((500, []), 1)]
+    "refusal",
+    [
+        TOO_LONG.format("at least 513"),
+        "max_tokens=512 cannot be greater than max_model_len=max_total_tokens=256. Please request",
+        CHARACTERS.format(9_000, 5000, 512),  # 1024 tokens may have 10,000
+        CHARACTERS.format(1, 0, 0),
+    ],
 )
-def test_a_completion_that_fits_but_for_its_limit(counted: Any, room: int) -> None:
-    """Guards MindIE's cut at the end of the context, where vLLM refuses max_tokens."""
-    refusal = vllm_error(400, TOO_LONG.format("at least 513"))
-    inner = Inner(refusal, counted, (200, [{"choices": []}]))
-    response = call(inner, {"prompt": "a"})
+def test_a_prompt_that_fits_but_for_its_limit(prompt: Any, refusal: str) -> None:
+    """Guards MindIE's cut at the end of the context: vLLM finds it, and nothing is counted here."""
+    inner = Inner(vllm_error(400, refusal), (200, [{"choices": []}]))
+    response = call(inner, {"prompt": prompt})
     assert response is not None
     assert response.status == 200
-    first, count, second = ((scope["path"][5:], body) for scope, body in inner.asked)
-    assert count == ("/tokenize", {"prompt": "a", "stream": False})
-    assert (first[1]["max_tokens"], second[1]["max_tokens"]) == (512, room)
+    (first, asked), (second, again) = inner.asked
+    assert (asked["max_tokens"], again["max_tokens"]) == (512, None)
+    assert first["path"] == second["path"] != "/base/tokenize"
 
 
-def test_a_chat_that_fits_but_for_its_limit() -> None:
-    """Guards the same where vLLM does it itself, once max_tokens is left out."""
-    inner = Inner(vllm_error(400, TOO_LONG.format("at least 513")), (200, [{"choices": []}]))
-    response = call(inner, {"prompt": [{"type": "text", "text": "a"}]})
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["a", [{"type": "text", "text": "a"}]])
+def test_a_text_of_too_many_characters(prompt: Any, stream: bool) -> None:
+    """Guards against cutting a text into tokens that was refused for its length alone."""
+    inner = Inner(vllm_error(400, CHARACTERS.format(10_000_000, 18_432, 512)))
+    response = call(inner, {"prompt": prompt, "stream": stream})
     assert response is not None
-    assert response.status == 200
-    assert [body["max_tokens"] for _, body in inner.asked] == [512, None]
+    assert response.status == 424
+    assert response.json["error"].endswith("than 1024,the input ids length is at least 277778")
+    assert len(inner.asked) == 1
+
+
+def test_a_client_that_leaves_before_the_second_answer() -> None:
+    """Guards against a traceback about vLLM's empty answer to nobody."""
+    inner = Inner(vllm_error(400, TOO_LONG.format("at least 513")), (200, [None]))
+    assert call(inner, {"prompt": "a"}) is None
 
 
 OTHERS = (
@@ -105,9 +123,10 @@ def test_a_prompt_that_is_too_long(message: str, stream: bool) -> None:
     response = call(inner, {"prompt": prompt, "stream": stream})
     assert response is not None
     assert response.status == 424
+    found = "1025" if message in OTHERS else "at least 1025"
     assert response.json == {
         "error": "Failed to enqueue inferRequest. This model's maximum input ids length cannot be "
-        "greater than 1024,the input ids length is 1025",
+        f"greater than 1024,the input ids length is {found}",
         "error_type": "Generation Error",
     }
     assert inner.answers == []

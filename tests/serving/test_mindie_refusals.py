@@ -60,7 +60,12 @@ REFUSED_VLLM: dict[str, dict[str, Any]] = {
     "Input validation error: length of `model` must be in [1, 256], but got 0": {"model": ""},
     "Parameter max_tokens not number_integer": {"max_tokens": 1.5},
     "Parameter max_tokens must be (0,2147483647], got 0": {"max_tokens": 0},
-    "stream must be boolean type.": {"stream": "true"},
+    "stream must be boolean type.": {"stream": 1},
+    'stream must be boolean type. "true" is a string; leave out the quotes.': {"stream": "true"},
+    'temperature must be float type. "0" is a string; leave out the quotes.': {"temperature": "0"},
+    "Input of image_url is an empty string; give a URL, a path or base64.": {
+        "prompt": [{"type": "image_url", "image_url": ""}]
+    },
     "best_of should greater than or equal to n, but best_of is 1, n is 2.": {"best_of": 1, "n": 2},
     "Best_of/N can not greater than 1 when temperature is 0 or not set, but best_of is None, n is "
     "2.": {"n": 2},

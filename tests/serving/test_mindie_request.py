@@ -170,6 +170,19 @@ def test_include_stop_string_needs_a_stop() -> None:
         ("file:///data/a.jpeg", "file:///data/a.jpeg"),
         ("data:image/png;base64,AAAA", "data:image/png;base64,AAAA"),
         ("AAAA", "data:image/jpeg;base64,AAAA"),
+        ("/9j/4AAQSkZJRg==", "data:image/jpeg;base64,/9j/4AAQSkZJRg=="),
+        ("/9j/" + "A/+" * 2000, "data:image/jpeg;base64,/9j/" + "A/+" * 2000),
+        ("AA\nAA\n", "data:image/jpeg;base64,AA\nAA\n"),
+        # Paths of any ending: who may read them is vLLM's to say, not that they are bad base64.
+        ("/etc/passwd", "file:///etc/passwd"),
+        ("/data/a.webp", "file:///data/a.webp"),
+        ("/data/../a.tiff", "file:///data/../a.tiff"),
+        ("/data/9j/a", "file:///data/9j/a"),
+        ("file:///etc/passwd", "file:///etc/passwd"),
+        ("file:///data/a%20b.png", "file:///data/a%20b.png"),
+        ("ftp://host/a.png", "ftp://host/a.png"),
+        ("HTTPS://host/a", "HTTPS://host/a"),
+        ("DATA:image/png;base64,AAAA", "DATA:image/png;base64,AAAA"),
     ],
 )
 def test_forms_of_media(medium: Any, url: str) -> None:

@@ -40,9 +40,11 @@ SEED: dict[str, Any] = {
 SEEDS_COMMAND = (
     "ASCEND_RT_VISIBLE_DEVICES=0,1 vllm serve /data_mm/weights/GLM-4.1V-9B-Thinking "
     "--served-model-name glm4v --host 127.0.0.1 --port 1040 --tensor-parallel-size 2 "
-    "--max-model-len 10240 --kv-cache-memory-bytes 15G --reasoning-parser glm41v"
+    "--max-model-len 10240 --kv-cache-memory-bytes 15G --reasoning-parser glm41v "
+    "--shutdown-timeout 60"
 )
 ROUTES = " --middleware vllm_glm41v_npu.serving.mindie.MindIERoutes"
+GUARD = " --middleware vllm_glm41v_npu.serving.guard.Guard"
 
 
 def serve(*arguments: str | Path, dry: bool = True) -> Result:
@@ -79,14 +81,14 @@ def test_the_seeds_settings_as_options() -> None:
     options += ["--kv-memory-gb", "15", "--no-trust-remote-code"]
     result = serve(*options, "/data_mm/weights/GLM-4.1V-9B-Thinking")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == f"{SEEDS_COMMAND}\n"
+    assert result.stdout == f"{SEEDS_COMMAND}{GUARD}\n"
 
 
 def test_the_seeds_config(write: Any) -> None:
     """Guards the same from the file, with what every key means."""
     result = serve("--config", write(SEED))
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == f"{SEEDS_COMMAND}{ROUTES}\n"
+    assert result.stdout == f"{SEEDS_COMMAND}{ROUTES}{GUARD}\n"
     lines = result.stderr.splitlines()
     assert "BackendConfig.npuDeviceIds = [[0, 1]]: ASCEND_RT_VISIBLE_DEVICES" in lines
     assert (
@@ -99,12 +101,13 @@ def test_the_seeds_config(write: Any) -> None:
 def test_options_come_before_the_config(write: Any) -> None:
     """Guards which of two values counts, and options of vLLM's after the --."""
     options = ["--config", str(write(SEED)), "--port", "8080", "--device-ids", "3", "--world-size"]
-    options += ["1", "--no-mindie-routes", "--no-reasoning", "--trust-remote-code"]
+    options += ["1", "--no-mindie-routes", "--no-reasoning", "--trust-remote-code", "--no-guard"]
+    options += ["--shutdown-timeout", "5"]
     result = serve(*options, "--", "--enforce-eager")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("ASCEND_RT_VISIBLE_DEVICES=3 vllm serve /data_mm/weights/")
     assert "--port 8080 --tensor-parallel-size 1 --max-model-len 10240 " in result.stdout
-    assert result.stdout.endswith(" 15G --trust-remote-code --enforce-eager\n")
+    assert result.stdout.endswith(" 15G --shutdown-timeout 5 --trust-remote-code --enforce-eager\n")
     assert "middleware" not in result.stdout
 
 
@@ -142,7 +145,8 @@ def test_vllm_takes_the_command(write: Any) -> None:
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words[words.index("serve") + 1 :])
     assert parsed.kv_cache_memory_bytes == 15 << 30
     assert parsed.override_generation_config == {"max_new_tokens": 512}
-    assert parsed.middleware == ["vllm_glm41v_npu.serving.mindie.MindIERoutes"]
+    assert parsed.middleware == [word for pair in (ROUTES, GUARD) for word in pair.split()[1:]]
+    assert parsed.shutdown_timeout == 60
     assert (parsed.tensor_parallel_size, parsed.max_model_len) == (2, 10240)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from vllm_glm41v_npu.cli.errors import check_installed, fail
+from vllm_glm41v_npu.cli.start import fitted
 from vllm_glm41v_npu.media_files import data_url
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def ask(
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     try:
         # Compiling the network would take longer than one answer.
-        llm = LLM(model, limit_mm_per_prompt=_counts(media), enforce_eager=True)
+        counts = _counts(media)
+        llm = LLM(**fitted({"model": model}), limit_mm_per_prompt=counts, enforce_eager=True)
         outputs = llm.chat(conversation(media, question), sampling, use_tqdm=False)
     except (ValueError, OSError, RuntimeError) as error:
         fail(f"{model} could not answer: {error}", code=1)

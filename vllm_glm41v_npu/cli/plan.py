@@ -53,6 +53,9 @@ def plan(
     server: Annotated[
         str | None, typer.Option(help="Compare with a running vLLM, such as http://HOST:8000.")
     ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="VLLM_API_KEY", help="The server's, if it asks for one.")
+    ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.0, help="How long to look at the server; 0: since its start.")
     ] = 0.0,
@@ -83,7 +86,7 @@ def plan(
             quantised_down_proj,
             COMPRESSED if ratio is None else Figure(ratio, COMPRESSED.unit, "--ratio"),
         )
-        measured = live.measure(server.rstrip("/"), seconds) if server else None
+        measured = live.measure(server.rstrip("/"), seconds, api_key) if server else None
         load = Load.of(cards.model, picture or (), text_tokens, batch, context, measured)
     except live.ServerError as error:
         fail(str(error), code=1)

@@ -23,6 +23,7 @@ from vllm_glm41v_npu.cli.decoding import (
     SpeculativeConfig,
 )
 from vllm_glm41v_npu.cli.errors import check_installed, fail
+from vllm_glm41v_npu.cli.start import fitted
 from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.media_files import is_video
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary, write_mindie_csv
@@ -189,7 +190,7 @@ def _start(arguments: Mapping[str, Any]) -> LLM:
 
     try:
         check_length(arguments)
-        return LLM(**arguments)
+        return LLM(**fitted(arguments))
     except TooLong as error:
         fail(str(error))
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:

@@ -18,7 +18,9 @@ from vllm_glm41v_npu.cli.decoding import (
     SpeculativeConfig,
 )
 from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.start import PortTaken, check_port, with_kv_cache
 from vllm_glm41v_npu.decoding import settings as decoding
+from vllm_glm41v_npu.planning.kv_cache import NoRoom
 from vllm_glm41v_npu.serving.command import Settings, SettingsError
 from vllm_glm41v_npu.serving.mindie_config import read_config
 
@@ -65,11 +67,19 @@ def serve(
     mindie_routes: Annotated[
         bool | None, typer.Option(help="Answer /generate; the default with --config.")
     ] = None,
+    guard: Annotated[
+        bool,
+        typer.Option(help="Ask for the API key on every route but /health, and limit bodies."),
+    ] = True,
+    shutdown_timeout: Annotated[
+        int, typer.Option(min=0, help="Seconds in which requests end once the server has to.")
+    ] = 60,
     dry_run: Annotated[bool, typer.Option(help="Print the command and stop.")] = False,
 ) -> None:
     """Print the `vllm serve` command for these settings, and run it.
 
-    Exits with 2 where a setting is wrong, and with 1 where vLLM is missing.
+    Exits with 2 where a setting is wrong, and with 1 where vLLM is missing, the port is in use, or
+    the model does not fit a CPU's memory.
     """
     words = extra or []
     if model and model.startswith("-"):  # no model before the --
@@ -90,6 +100,8 @@ def serve(
         "micro_batch": micro_batch,
         "mindie_routes": config is not None if mindie_routes is None else mindie_routes,
         "reasoning": reasoning,
+        "guard": guard,
+        "shutdown_seconds": shutdown_timeout,
         "extra": tuple(words),
     }
     try:
@@ -100,13 +112,34 @@ def serve(
             {key: value for key, value in given.items() if value is not None}, config
         )
         notes = settings.check()
+        settings, note = _with_memory(settings, dry_run)
     except (SettingsError, decoding.DecodingError) as error:
         fail(str(error))
-    for note in notes:
-        typer.echo(f"Note: {note}", err=True)
+    if not dry_run:
+        _check_port(settings)
+    for sentence in (*notes, note):
+        if sentence:
+            typer.echo(f"Note: {sentence}", err=True)
     typer.echo(settings.line())
     if not dry_run:
         _run(settings)
+
+
+def _check_port(settings: Settings) -> None:
+    try:
+        check_port(settings)
+    except PortTaken as taken:
+        fail(str(taken), code=1)
+
+
+def _with_memory(settings: Settings, dry_run: bool) -> tuple[Settings, str | None]:
+    """The settings, and a note; a command that is only printed may be for another machine."""
+    try:
+        return with_kv_cache(settings)
+    except NoRoom as no_room:
+        if not dry_run:
+            fail(str(no_room), code=1)
+        return settings, f"On this machine: {no_room}"
 
 
 def _settings(given: dict[str, Any], config: Path | None) -> Settings:

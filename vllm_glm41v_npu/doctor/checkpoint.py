@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_glm41v_npu.checkpoint import Json
 from vllm_glm41v_npu.doctor import child
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, warn
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from vllm_glm41v_npu.planning.kv_cache import HUB_NAME
 
 
 def locate(model: str, environ: Mapping[str, str], seconds: float) -> tuple[Path | None, Finding]:

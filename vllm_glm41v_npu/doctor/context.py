@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vllm_glm41v_npu import host_memory
 from vllm_glm41v_npu.checkpoint import Checkpoint
-from vllm_glm41v_npu.doctor import child, memory
+from vllm_glm41v_npu.doctor import child
 from vllm_glm41v_npu.doctor.checkpoint import locate
 from vllm_glm41v_npu.doctor.finding import Finding
 from vllm_glm41v_npu.doctor.npu_smi import Chip, parse
@@ -107,9 +108,9 @@ class Context:
         return self.expects_npu if self.backend is None else self.backend.is_ascend
 
     @cached_property
-    def memory(self) -> memory.Memory | None:
+    def memory(self) -> host_memory.Memory | None:
         """The host's memory; None where it cannot be read."""
-        return memory.read(self.root)
+        return host_memory.read(self.root)
 
     @cached_property
     def located(self) -> tuple[Path | None, Finding] | None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, size, skip, warn
+from vllm_glm41v_npu.planning.kv_cache import KV_SPACE, PUBLISHED_NAME, NoRoom, choose_kv_cache
 from vllm_glm41v_npu.platform import has_bfloat16_instructions
 
-KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 USABLE = 0.92  # vLLM's default --gpu-memory-utilization, which on the CPU is of the host's memory
 
 
@@ -64,6 +64,23 @@ def kv_cache(context: Context) -> Iterator[Finding]:
         found = (
             f"{KV_SPACE} is not set, so vLLM wants {USABLE:.0%} of all memory, which is not free"
         )
-        yield warn("KV cache", found, f"Run `export {KV_SPACE}=4` (GiB) before vLLM.")
+        yield warn("KV cache", found, _advice(context))
     else:
         yield ok("KV cache", f"{KV_SPACE} is not set: {USABLE:.0%} of all memory")
+
+
+def _advice(context: Context) -> str:
+    """The size to set for the checkpoint, or for GLM-4.1V-9B-Thinking where none is named."""
+    folder = context.model if context.located is None else context.located[0]
+    environ = {**context.environ, KV_SPACE: ""}
+    try:
+        cache = choose_kv_cache(
+            str(folder or PUBLISHED_NAME), environ=environ, root=context.root, on_cpu=True
+        )
+    except NoRoom as no_room:
+        return str(no_room)
+    gib = 4 if cache is None else max(1, cache.size >> 30)
+    return (
+        f"Run `export {KV_SPACE}={gib}` (GiB) before `vllm serve`; `glm41v serve`, `run` and `ask` "
+        "choose a size themselves."
+    )

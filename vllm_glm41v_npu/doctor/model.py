@@ -10,6 +10,7 @@ from vllm_glm41v_npu.checkpoint import INDEX, Checkpoint
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, shortened, size, skip, warn
 from vllm_glm41v_npu.doctor.quantised import other_tool, static_dtype
+from vllm_glm41v_npu.dtype import auto_dtype
 from vllm_glm41v_npu.platform import Backend
 from vllm_glm41v_npu.plugin import MODEL_TYPE
 
@@ -132,14 +133,6 @@ def _chat_template(checkpoint: Checkpoint) -> str | None:
             return name
     name = "tokenizer_config.json"
     return name if (checkpoint.read_json(name) or {}).get("chat_template") else None
-
-
-def auto_dtype(backend: Backend, dtype: str, quantised: bool) -> str:
-    """What `--dtype auto` is for a checkpoint in `dtype`: dtype.py's rule, then vLLM's."""
-    only_one = backend.dtypes == (backend.auto_dtype,)
-    if backend.auto_dtype is not None and (only_one or not quantised):
-        return backend.auto_dtype
-    return "bfloat16" if dtype == "float32" else dtype
 
 
 def _auto_dtype(checkpoint: Checkpoint, backend: Backend) -> str:

@@ -99,17 +99,19 @@ class Measured:
         )
 
 
-def measure(server: str, seconds: float = 0.0) -> Measured:
+def measure(server: str, seconds: float = 0.0, api_key: str | None = None) -> Measured:
     """What the server at this address measured in so many seconds from now; since its start if 0.
+
+    The key is for servers that ask for it on /metrics too, as those of `glm41v serve` do.
 
     Raises:
         ServerError: It does not answer, is no vLLM, or has answered no request.
     """
     server = server.rstrip("/").removesuffix("/v1")  # as OpenAI's clients are given it
-    samples = parse(_get(server), server)
+    samples = parse(_get(server, api_key), server)
     if seconds:
         time.sleep(seconds)
-        before, samples = samples, parse(_get(server), server)
+        before, samples = samples, parse(_get(server, api_key), server)
         samples |= {name: samples[name] - before[name] for name in SAMPLES}
     return Measured.of(samples)
 
@@ -146,10 +148,12 @@ def parse(text: str, server: str) -> dict[str, float]:
     return found
 
 
-def _get(server: str) -> str:
+def _get(server: str, api_key: str | None) -> str:
     """Raises ServerError where the server does not answer with a text."""
     try:
-        with urllib.request.urlopen(f"{server}/metrics", timeout=TIMEOUT) as answer:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        request = urllib.request.Request(f"{server}/metrics", headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             return answer.read().decode()
     except (OSError, ValueError, HTTPException) as error:
         raise ServerError(f"{server}/metrics does not answer ({error}). {WANTED}") from error

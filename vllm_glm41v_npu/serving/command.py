@@ -13,6 +13,7 @@ from vllm_glm41v_npu.options import MICRO_BATCH
 from .mindie_request import MAX_ITER_TIMES_VARIABLE
 
 ROUTES = "vllm_glm41v_npu.serving.mindie.MindIERoutes"
+GUARD = "vllm_glm41v_npu.serving.guard.Guard"
 REASONING_PARSER = "glm41v"
 WORLD_SIZES = (1, 2)
 
@@ -28,10 +29,13 @@ class Settings:
     max_iter_times: the longest answer of any request.
     max_batch_size: the most requests that compute together.
     kv_memory_gb: memory for the KV cache of each device, in GiB.
+    kv_memory_bytes: the same in bytes, where it was chosen and not set.
     speculative_config: vLLM's, for parallel decoding.
     micro_batch: cut large prefills in two on several devices.
     reasoning: take answers apart into reasoning and content.
     mindie_routes: answer /generate and /generate_stream.
+    guard: ask for the API key on every route but /health, and limit bodies.
+    shutdown_seconds: how long requests in flight may take once the server is told to end.
     extra: options of `vllm serve`, as they are.
     """
 
@@ -49,11 +53,14 @@ class Settings:
     max_prefill_tokens: int | None = None
     block_size: int | None = None
     kv_memory_gb: int | None = None
+    kv_memory_bytes: int | None = None
     trust_remote_code: bool = False
     reasoning: bool = True
     speculative_config: dict[str, Any] | None = None
     micro_batch: bool = False
     mindie_routes: bool = False
+    guard: bool = True
+    shutdown_seconds: int = 60
     extra: tuple[str, ...] = ()
 
     def check(self) -> list[str]:
@@ -102,7 +109,7 @@ class Settings:
     def command(self) -> list[str]:
         """`vllm serve` and its arguments."""
         world = self.world_size or (len(self.device_ids) if self.device_ids else None)
-        memory = self.kv_memory_gb
+        memory = f"{self.kv_memory_gb}G" if self.kv_memory_gb else self.kv_memory_bytes
         most = self.max_iter_times
         guesses = self.speculative_config
         options = {
@@ -115,13 +122,15 @@ class Settings:
             "--max-num-seqs": self.max_batch_size,
             "--max-num-batched-tokens": self.max_prefill_tokens,
             "--block-size": self.block_size,
-            "--kv-cache-memory-bytes": f"{memory}G" if memory else None,
+            "--kv-cache-memory-bytes": memory,
             "--speculative-config": json.dumps(guesses) if guesses else None,
             "--additional-config": json.dumps({MICRO_BATCH: True}) if self.micro_batch else None,
             "--reasoning-parser": REASONING_PARSER if self.reasoning else None,
-            "--middleware": ROUTES if self.mindie_routes else None,
+            "--shutdown-timeout": self.shutdown_seconds,
         }
+        middleware = [ROUTES] * self.mindie_routes + [GUARD] * self.guard  # the last sees all first
         given = [(name, str(value)) for name, value in options.items() if value is not None]
+        given += [("--middleware", path) for path in middleware]
         command = ["vllm", "serve", self.model, *(word for pair in given for word in pair)]
         return command + ["--trust-remote-code"] * self.trust_remote_code + list(self.extra)
 

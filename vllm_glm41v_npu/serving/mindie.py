@@ -5,18 +5,22 @@
 
 Each request is translated into one of vLLM's own routes, which answers it in the same application:
 its limits, keys and allowed media hold. /v1/chat/completions takes MindIE's forms beside vLLM's
-(`mindie_chat`). Everything else passes through, /health and /v1/models too.
+(`mindie_chat`). Everything else passes through, /health and /v1/models too. A body is read only
+after the API key was seen, and up to a limit.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-import math
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
+from .bodies import BodyCount, TooLarge, TooManyValues, drain, max_body_bytes
+from .guard import App, Message, Receive, Send, is_authorized, route_path
 from .mindie_chat import chat_body
 from .mindie_fields import Refused
 from .mindie_reply import (
@@ -29,7 +33,6 @@ from .mindie_reply import (
 )
 from .mindie_request import (
     CHAT,
-    COMPLETIONS,
     MAX_BODY_MB,
     MAX_ITER_TIMES,
     MAX_ITER_TIMES_VARIABLE,
@@ -37,10 +40,7 @@ from .mindie_request import (
     translate,
 )
 
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+Result = TypeVar("Result")
 
 ROUTES = {"/generate": False, "/generate_stream": True}
 """Path to whether it streams in the TGI style."""
@@ -54,20 +54,24 @@ logger = logging.getLogger(f"vllm.{__name__}")
 class MindIERoutes:
     """ASGI middleware around vLLM's application.
 
-    Raises ValueError, when the server starts, where VLLM_GLM41V_NPU_MINDIE_MAX_ITER_TIMES is no
-    positive number.
+    Raises ValueError, when the server starts, where VLLM_GLM41V_NPU_MINDIE_MAX_ITER_TIMES or
+    VLLM_GLM41V_NPU_MAX_BODY_MB is no positive number.
     """
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.max_iter_times = _max_iter_times()
+        self.max_body = max_body_bytes()
+        self._threads = ThreadPoolExecutor(2, "mindie")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        path = route_path(scope)
         if scope["type"] != "http" or scope["method"] != "POST" or path not in (*ROUTES, CHAT):
             await self.app(scope, receive, send)
             return
         try:
+            if not is_authorized(scope):  # vLLM, which is further in, looks only after the body
+                raise Refused("Unauthorized", 401)
             if path == CHAT:
                 await self._chat(scope, receive, send)
             else:
@@ -78,49 +82,46 @@ class MindIERoutes:
             logger.debug("A client left before it had asked.")
 
     async def _chat(self, scope: Message, receive: Receive, send: Send) -> None:
-        body = chat_body(await _body(receive))
+        try:
+            data = await _body(scope, receive, self.max_body)
+        except TooLarge as large:
+            raise Refused(str(large), 413) from large
+        body = await self._apart(chat_body, data)
         await self.app(_scope(scope, CHAT, len(body)), _receive(body, receive), send)
 
     async def _generate(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
+        most = min(MAX_BODY_MB << 20, self.max_body)
         try:
-            data = await _body(receive, MAX_BODY_MB << 20)
-        except _TooLarge:
-            message = f"Request body too large. Maximum allowed size is {MAX_BODY_MB}MB."
+            data = await _body(scope, receive, most)
+        except TooManyValues as many:
+            raise Refused(str(many), 413) from many
+        except TooLarge:
+            message = f"Request body too large. Maximum allowed size is {most >> 20}MB."
             await _send_reply(send, Reply(413, json.dumps({"message": message}).encode()))
         else:
-            asked = translate(data, self.max_iter_times, ROUTES[path])
+            asked = await self._apart(translate, data, self.max_iter_times, ROUTES[path])
             await self._answer(asked, scope, receive, send)
+
+    async def _apart(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Work on JSON in another thread, so that other requests are answered meanwhile."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work, *arguments)
 
     async def _answer(
         self, asked: Translation, scope: Message, receive: Receive, send: Send
     ) -> None:
         answer = await self._ask(asked, scope, receive, send)
         if leaves_no_room(answer.status, answer.body):
-            # MindIE ends an answer where the context ends.
-            room = await self._room(asked, scope, receive, send)
-            asked = asked._replace(body=asked.body | {"max_tokens": room})
+            # MindIE ends an answer where the context ends; so does vLLM if no length is named.
+            asked = asked._replace(body=asked.body | {"max_tokens": None})
             answer = await self._ask(asked, scope, receive, send)
         await answer.finish()
-
-    async def _room(
-        self, asked: Translation, scope: Message, receive: Receive, send: Send
-    ) -> int | None:
-        """For how many tokens there is room; None where vLLM finds out itself, in a chat."""
-        if asked.path != COMPLETIONS:
-            return None
-        body = {"prompt": asked.body["prompt"], "stream": False}
-        question = asked._replace(path="/tokenize", body=body)
-        counted = await self._ask(question, scope, receive, send)
-        if counted.status != 200:
-            return 1
-        count = json.loads(counted.body)
-        return max(1, count["max_model_len"] - count["count"])
 
     async def _ask(
         self, asked: Translation, scope: Message, receive: Receive, send: Send
     ) -> _Answer:
         answer = _Answer(asked, send)
-        body = json.dumps(asked.body).encode()
+        body = await self._apart(lambda: json.dumps(asked.body).encode())
         try:
             await self.app(
                 _scope(scope, asked.path, len(body)), _receive(body, receive), answer.take
@@ -128,10 +129,6 @@ class MindIERoutes:
         except Exception as error:  # as vLLM's own handler, which is further out, would answer
             answer.fail(error)
         return answer
-
-
-class _TooLarge(Exception):
-    """A body of more than MAX_BODY_MB."""
 
 
 class _ClientGone(Exception):
@@ -209,18 +206,24 @@ def _max_iter_times() -> int:
     return int(found)
 
 
-async def _body(receive: Receive, most: float = math.inf) -> bytes:
-    """A request's body; raises _TooLarge or _ClientGone."""
-    data = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        data += message.get("body", b"")
-        if len(data) > most:
-            raise _TooLarge
-        if not message.get("more_body"):
-            return bytes(data)
+async def _body(scope: Message, receive: Receive, most: int) -> bytes:
+    """A request's body of at most `most` bytes; raises TooLarge or _ClientGone."""
+    data, more = bytearray(), True
+    try:
+        count = BodyCount(scope["headers"], most)
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            more = message.get("more_body", False)
+            count.add(message.get("body", b""))
+            data += message.get("body", b"")
+    except TooLarge:
+        data.clear()
+        if more:
+            await drain(receive)
+        raise
+    return bytes(data)
 
 
 def _scope(scope: Message, path: str, length: int) -> Message:

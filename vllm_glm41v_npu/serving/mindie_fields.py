@@ -50,9 +50,20 @@ class Field(NamedTuple):
 
     def check(self, value: Any) -> None:
         if not TYPES[self.type](value):
-            raise Refused(f"{self.key} must be {self.type} type.")
+            raise Refused(f"{self.key} must be {self.type} type.{_quoted(self.type, value)}")
         if not self.fits(value):
             raise Refused(self.unfit.format(dumps(value)))
+
+
+def _quoted(kind: str, value: Any) -> str:
+    """What to add about a string that holds a value of the right type."""
+    try:
+        inner = json.loads(value) if isinstance(value, str) and len(value) < 32 else None
+    except ValueError:
+        return ""
+    if inner is None or not TYPES[kind](inner):
+        return ""
+    return f" {dumps(value)} is a string; leave out the quotes."
 
 
 class Custom(NamedTuple):

@@ -24,17 +24,24 @@ ERROR_TYPES = {
     503: "Service Unavailable",
 }
 
-_NO_ROOM = re.compile(
-    r"maximum context length is (?P<most>\d+) tokens.*contains (?:at least )?(?P<found>\d+)"
+_TOKENS = re.compile(
+    r"maximum context length is (?P<most>\d+) tokens.*"
+    r"contains (?P<least>at least )?(?P<found>\d+) input"
+)
+_CHARACTERS = re.compile(
+    r"maximum context length is (?P<most>\d+) tokens.*contains (?P<characters>\d+) characters "
+    r"\(more than (?P<bound>\d+) characters.* for (?P<tokens>\d+) input"
 )
 _TOO_LONG = (
-    _NO_ROOM,
+    _TOKENS,
     re.compile(r"length \((?P<found>\d+)\) exceeds model's maximum .*\((?P<most>\d+)\)"),
     re.compile(
         r"\(length (?P<found>\d+)\).* longer than the maximum model length of (?P<most>\d+)"
     ),
 )
 """What vLLM says of a prompt that leaves no room for max_tokens, or for any token."""
+_LONG_ANSWER = re.compile(r"max_tokens=\d+ cannot be greater than max_model_len=")
+"""What vLLM says of an answer that would be longer than the context, whatever the prompt."""
 
 
 class Reply(NamedTuple):
@@ -50,19 +57,51 @@ def error_reply(message: str, status: int) -> Reply:
     return Reply(status, dumps({"error": message, "error_type": kind}).encode())
 
 
+class Length(NamedTuple):
+    """How long a prompt is that vLLM refused, and the model's context, in tokens."""
+
+    found: int
+    most: int
+    exact: bool
+
+
+def refused_length(message: str) -> Length | None:
+    """The numbers in vLLM's refusal of a prompt by its length; None where it says another thing.
+
+    A text of far too many characters is refused before it is cut into tokens: it has at least its
+    characters divided by those of the longest token.
+    """
+    if text := _CHARACTERS.search(message):
+        characters, bound, tokens = (int(text[key]) for key in ("characters", "bound", "tokens"))
+        least = -(-characters * tokens // bound) if bound else 0
+        return Length(least, int(text["most"]), exact=False)
+    for pattern in _TOO_LONG:
+        if refused := pattern.search(message):
+            exact = not refused.groupdict().get("least")
+            return Length(int(refused["found"]), int(refused["most"]), exact)
+    return None
+
+
 def leaves_no_room(status: int, body: bytes) -> bool:
-    """Whether vLLM refused because prompt and max_tokens do not fit together."""
-    return status == 400 and _NO_ROOM.search(error_message(body)) is not None
+    """Whether vLLM refused an answer's length, and a shorter answer may fit behind the prompt."""
+    if status != 400:
+        return False
+    message = error_message(body)
+    if _TOKENS.search(message) or _CHARACTERS.search(message):
+        length = refused_length(message)
+        return length is not None and length.found < length.most
+    return _LONG_ANSWER.search(message) is not None
 
 
 def translated_error(status: int, body: bytes) -> Reply:
     """MindIE's error for one of vLLM's."""
     message = error_message(body)
-    too_long = next(filter(None, (pattern.search(message) for pattern in _TOO_LONG)), None)
-    if status == 400 and too_long:
+    length = refused_length(message)
+    if status == 400 and length:
+        found = f"{length.found}" if length.exact else f"at least {length.found}"
         return error_reply(
             "Failed to enqueue inferRequest. This model's maximum input ids length cannot be "
-            f"greater than {too_long['most']},the input ids length is {too_long['found']}",
+            f"greater than {length.most},the input ids length is {found}",
             424,
         )
     if status == 400:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+from urllib.parse import urlsplit
 
 from .mindie_fields import INT32_MAX, TGI_FIELDS, VLLM_FIELDS, Field, Refused, dumps, take
 
@@ -24,8 +25,8 @@ MAX_ITER_TIMES_VARIABLE = "VLLM_GLM41V_NPU_MINDIE_MAX_ITER_TIMES"
 
 TGI_NEW_TOKENS = 20
 
-ENDINGS = {"image_url": (".jpg", ".jpeg", ".png"), "video_url": (".mp4", ".avi", ".wmv")}
-MEDIA = (*ENDINGS, "audio_url")
+PICTURE, VIDEO = "image_url", "video_url"
+MEDIA = (PICTURE, VIDEO, "audio_url")
 
 NEITHER_STYLE = {
     "Error": "`inputs` or `prompt` must be necessary and data type must be string. Additionally, "
@@ -177,7 +178,7 @@ def _prompt(prompt: str | list[Any]) -> tuple[str, str, dict[str, Any]]:
     _check_media(prompt)
     parts = [part for item in prompt for part in _part(item)]
     kinds = {part["type"] for part in parts}
-    if set(ENDINGS) <= kinds:
+    if {PICTURE, VIDEO} <= kinds:
         raise Refused("Image and video cannot exist in single prompt at the same time.")
     texts = (part["text"] for part in parts if part["type"] == "text")
     body = {
@@ -210,7 +211,7 @@ def _part(item: dict[str, Any]) -> list[dict[str, Any]]:
     kind = item.get("type")
     if kind == "text":
         return [{"type": "text", "text": item["text"]}] if item.get("text") else []
-    if kind not in [*ENDINGS]:
+    if kind not in (PICTURE, VIDEO):
         raise Refused(f"Input type {kind} does not match the mm type.")
     medium = item.get(kind)
     url = medium.get("url") if isinstance(medium, dict) else medium
@@ -220,18 +221,40 @@ def _part(item: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def media_url(kind: str, url: str) -> str:
-    """A URL for vLLM of all that MindIE takes: also of a path, and of a picture in base64 alone."""
-    if url.startswith(("http://", "https://")):
-        if len(url) > MAX_URL:
-            raise Refused(
-                f"The length of media_url should be less than {MAX_URL}, but got {len(url)}."
-            )
+    """A URL for vLLM of all that MindIE takes: also of a path, and of a picture in base64 alone.
+
+    Whether there is such a file, and whether requests may have it, is vLLM's to say.
+
+    Raises:
+        Refused: It is empty, too long, or of a video and neither a URL nor a path.
+    """
+    if not url:
+        raise Refused(f"Input of {kind} is an empty string; give a URL, a path or base64.")
+    scheme = urlsplit(url[:32]).scheme
+    if scheme in ("http", "https") and len(url) > MAX_URL:
+        raise Refused(f"The length of media_url should be less than {MAX_URL}, but got {len(url)}.")
+    relative = scheme == "file" and not url[5:].startswith("///")
+    if scheme and not relative:
         return url
-    if url.startswith("data:"):
-        return url
-    path = url.removeprefix("file://")
-    if path.lower().endswith(ENDINGS[kind]):
-        return Path(path).absolute().as_uri()
-    if kind == "image_url":
+    path = url.removeprefix("file:").removeprefix("//")
+    if relative or _is_path(path):
+        return _file_url(kind, path)
+    if kind == PICTURE:
         return f"data:image/jpeg;base64,{url}"
     raise Refused(f"Input type {kind} does not match the mm type.")
+
+
+def _is_path(text: str) -> bool:
+    """Whether a string without a scheme is a file's path, and no base64.
+
+    Base64 has no dots, and of the kinds of pictures only a JPEG begins with a slash in it ("/9j/").
+    """
+    is_jpeg = text.startswith("/9j/")
+    return len(text) <= MAX_URL and ("." in text or (text.startswith("/") and not is_jpeg))
+
+
+def _file_url(kind: str, path: str) -> str:
+    try:
+        return Path(path).absolute().as_uri()
+    except ValueError as error:  # half a character, which no file system has
+        raise Refused(f"Input of {kind} is a path that no file can have.") from error

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of a request's body: its bytes, and how many values its JSON can hold.
+
+Both are counted while the body arrives, so that nothing is held or parsed beyond them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+MAX_BODY_VARIABLE = "VLLM_GLM41V_NPU_MAX_BODY_MB"
+"""The environment variable for the largest body, in MiB."""
+
+TEXT_BYTES = 32 << 20
+"""Room beside a medium, for the text of a request."""
+
+MAX_VALUES = 1 << 20
+"""Of JSON in a body; 33 million empty objects in 100 MB stop a server for 22 seconds."""
+
+
+DRAINED = 2 << 30
+"""Bytes of a refused body that are read and dropped, before the refusal is sent."""
+
+
+class TooLarge(Exception):
+    """A body that is not read to its end; the message says what was found and what to do."""
+
+
+class TooManyValues(TooLarge):
+    """A body of more than MAX_VALUES values."""
+
+
+def max_body_bytes() -> int:
+    """The largest body of any route, in bytes.
+
+    It is what the variable says, or the largest picture or video that may be loaded, in base64
+    beside some text.
+
+    Raises:
+        ValueError: The variable is no number of 1 or more.
+    """
+    found = os.environ.get(MAX_BODY_VARIABLE)
+    if not found:
+        from vllm_glm41v_npu.processing.fetching import max_bytes
+
+        kinds = ("IMAGE", "VIDEO")
+        largest = max(max_bytes(f"VLLM_GLM41V_NPU_MAX_{kind}_MB") for kind in kinds)
+        return largest * 4 // 3 + TEXT_BYTES
+    if not found.isascii() or not found.isdecimal() or int(found) == 0:
+        raise ValueError(
+            f"{MAX_BODY_VARIABLE}={found}; expected the largest body of a request in MiB, 1 or "
+            "more."
+        )
+    return int(found) << 20
+
+
+async def drain(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+    """Read the rest of a body and hold none of it.
+
+    A client that is still sending may not read an answer, and finds the connection closed instead.
+    """
+    dropped, more = 0, True
+    while more and dropped < DRAINED:
+        message = await receive()
+        dropped += len(message.get("body", b""))
+        more = message["type"] == "http.request" and message.get("more_body", False)
+
+
+class BodyCount:
+    """Counts one body as it arrives.
+
+    Args:
+        headers: The request's, in ASGI's form (names in small letters).
+        most: The largest body, in bytes.
+
+    Raises:
+        TooLarge: The headers announce more.
+    """
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]], most: int) -> None:
+        found = {name.lower(): value for name, value in headers}
+        self._most = most
+        self._bytes = self._values = 0
+        # A file's bytes are no JSON.
+        self._is_json = not found.get(b"content-type", b"").strip().lower().startswith(b"multipart")
+        announced = found.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced[:20]) > most:
+            raise TooLarge(self._size_message())
+
+    def add(self, data: bytes) -> None:
+        """Count the next part of the body.
+
+        Raises:
+            TooLarge: It is too much, with all before.
+        """
+        self._bytes += len(data)
+        if self._bytes > self._most:
+            raise TooLarge(self._size_message())
+        if self._is_json:  # commas and brackets of texts count too: no prompt has so many
+            self._values += data.count(b",") + data.count(b"{") + data.count(b"[")
+            if self._values > MAX_VALUES:
+                raise TooManyValues(
+                    f"The body of the request has more than {MAX_VALUES} values (its commas and "
+                    "opening brackets are counted). Send less in one request."
+                )
+
+    def _size_message(self) -> str:
+        return (
+            f"The body of the request is larger than {self._most >> 20} MiB. Send smaller pictures "
+            f"and videos, or their URLs; the operator can raise {MAX_BODY_VARIABLE}."
+        )
