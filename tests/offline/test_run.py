@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 from vllm import LLM
 
 from tests.checkpoints import TINY, link_tiny
 from tests.engines import engine
+from tests.offline.kept import kept
 from tools.tiny_evaluate import final_answer
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.offline.engine import Runner, TooLong
@@ -70,6 +72,59 @@ def test_times_of_steps(llm: LLM) -> None:
         assert answer.answer == plain[name].answer and not plain[name].step_seconds
         assert len(answer.step_seconds) == answer.output_tokens - 1
         assert sum(answer.step_seconds) == pytest.approx(answer.seconds - answer.first_seconds)
+
+
+REQUESTS = 20
+
+
+def ask_anew(runner: Runner, folder: Path) -> int:
+    """Ask about a video, a text, a broken file and pictures that nobody has seen before."""
+    folder = folder / str(len(list(folder.iterdir())))
+    folder.mkdir()
+    for number in range(REQUESTS - 3):
+        noise = Image.effect_noise((60, 60 + number), 50).convert("RGB")
+        noise.save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "clip.mp4").write_bytes((VIDEOS / "numbers.mp4").read_bytes())
+    tasks = [*find_tasks([folder], [QUESTION]), *find_tasks([], [f"Hello {folder.name}."])]
+    answers = list(runner.run(tasks))
+    assert [answer.id for answer in answers if answer.error] == [str(folder / "broken.png")]
+    return len(answers)
+
+
+def test_nothing_stays_of_a_request(llm: LLM, tmp_path: Path) -> None:
+    """Guards objects of requests that the runner, processor or engine keeps after their end."""
+    runner = Runner(llm, 4, SAMPLING | {"max_tokens": 4}, 900)
+    assert kept(llm, lambda: ask_anew(runner, tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("leak", "kind"),
+    [
+        ("outputs", "vllm.outputs.RequestOutput"),
+        ("requests", "vllm.v1.request.Request"),
+        ("names", "entries of containers"),
+    ],
+)
+def test_what_stays_is_found(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leak: str, kind: str
+) -> None:
+    """Shows that the test above fails with a leak, be it one string a request."""
+    runner = Runner(llm, 4, SAMPLING | {"max_tokens": 4}, 900)
+    core: Any = llm.llm_engine.engine_core
+    owner, name = {
+        "outputs": (runner, "_answer"),
+        "requests": (core.engine_core.scheduler, "add_request"),
+        "names": (runner, "_start"),
+    }[leak]
+    original, stays = getattr(owner, name), []
+
+    def keep(item: Any) -> Any:
+        stays.append(item.id if leak == "names" else item)
+        return original(item)
+
+    monkeypatch.setattr(owner, name, keep)
+    assert kept(llm, lambda: ask_anew(runner, tmp_path))[kind] >= REQUESTS - 1
 
 
 def test_lines_and_text(llm: LLM, tmp_path: Path) -> None:
