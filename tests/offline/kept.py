@@ -18,12 +18,15 @@ from operator import and_
 from vllm import LLM
 
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+LONG = 20
+"""Entries of a container that is looked at by itself: strings and numbers are no objects here."""
+
 SETTLING, ROUNDS = 2, 3
 """Rounds before the first count, in which metrics and kernels come into being; and after it."""
 
 
 def living(llm: LLM) -> Counter[str]:
-    """How many objects of each type there are, and how many entries all containers have together.
+    """How many objects of each type there are, and how many entries each long container has.
 
     The engine must run in this process. Its caches of pictures, of encoder outputs and of prompts
     are emptied first: these have bounds of their own, and would hide what grows without one.
@@ -36,8 +39,8 @@ def living(llm: LLM) -> Counter[str]:
     for item in gc.get_objects():
         kind = type(item)
         found[f"{kind.__module__}.{kind.__qualname__}"] += 1
-        if kind in CONTAINERS:  # not the counts themselves
-            found["entries of containers"] += len(item)
+        if kind in CONTAINERS and len(item) >= LONG:
+            found[f"entries of {kind.__name__} {id(item)}"] = len(item)
     return found
 
 
@@ -50,7 +53,7 @@ def kept(llm: LLM, ask: Callable[[], int]) -> dict[str, int]:
         ask: Ends some requests, new ones each time, and returns how many.
 
     Returns:
-        Types of which at least one object in two requests stays.
+        Types, and containers, of which at least one object in two requests stays.
     """
     logging.disable()  # pytest keeps all that is logged, for its report
     try:

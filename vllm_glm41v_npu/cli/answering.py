@@ -18,6 +18,7 @@ from vllm_glm41v_npu.offline.answers import (
     Answer,
     AnswerFile,
     RunEnded,
+    make_folder,
     write_mindie_csv,
 )
 from vllm_glm41v_npu.offline.tasks import Task
@@ -97,7 +98,7 @@ def check_outputs(output: Path | None, table: Path | None, inputs: Sequence[Path
     """Refuse what would write over an input, or over a file that no earlier run wrote.
 
     Raises:
-        ValueError: An output is an input, or the other output, or holds something else.
+        ValueError: An output is an input or the other output, holds something else, or has no folder.
         OSError: The table's folder cannot be made, or the table cannot be read.
     """
     places = {os.path.realpath(path) for path in inputs}
@@ -109,7 +110,7 @@ def check_outputs(output: Path | None, table: Path | None, inputs: Sequence[Path
         places.add(os.path.realpath(path))
     if table is None:
         return
-    table.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(table)
     if table.exists():
         header = ",".join(MINDIE_COLUMNS).encode()
         is_table = table.is_file() and table.read_bytes()[: len(header)] in (header, b"")

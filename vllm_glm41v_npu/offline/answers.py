@@ -84,7 +84,7 @@ class AnswerFile:
 
     def __init__(self, path: Path, resume: bool = False) -> None:
         self.path, self._new = Path(os.path.realpath(path)), not resume
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self._file = _open(self.path, resume)
         try:
             self._lock()
@@ -153,6 +153,19 @@ class AnswerFile:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.copymode(self.path, new)
             new.replace(self.path)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a file is to be in.
+
+    Raises:
+        ValueError: There is a file in its place.
+        OSError: It cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path} cannot be written: {path.parent} is no folder.") from error
 
 
 def _open(path: Path, resume: bool) -> io.FileIO:
