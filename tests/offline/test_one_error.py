@@ -14,6 +14,7 @@ from PIL import Image
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from tests.checkpoints import TINY
+from tests.offline.mixed_files import broken_png
 from tests.offline.stand_in import Engine, runner
 from vllm_glm41v_npu.offline.answers import Answer, RunEnded
 from vllm_glm41v_npu.offline.engine import LONGEST_REASON
@@ -29,18 +30,6 @@ ERRORS = (
     *(Image.DecompressionBombError("large"), jinja2.TemplateError("roles"), StopIteration()),
     *(UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"), IndexError(), Exception("any")),
 )
-
-
-def broken_png() -> bytes:
-    """A PNG with a chunk whose name is no name, at which Pillow raises SyntaxError."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(name + data))
-        return struct.pack(">I", len(data)) + name + data + check
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(bytes(64 * 193))[:20])
-    return b"\x89PNG\r\n\x1a\n" + header + pixels + b"\0\0\0\4\xff\xfe\xfd\xfcabcd\0\0\0\0"
 
 
 def check_one_error(answers: list[Answer], engine: Engine) -> str:

@@ -17,8 +17,8 @@ from tests.engines import decode
 from tests.processing.conftest import MakeProcessor
 from tests.processing.oracle import channels_first, random_picture
 from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
-from vllm_glm41v_npu.processing.video_loading import Preparation
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
+from vllm_glm41v_npu.processing.video_loading import Preparation
 
 IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
 VIDEO = "<|begin_of_video|><|video|><|end_of_video|>"

@@ -98,7 +98,8 @@ def check_outputs(output: Path | None, table: Path | None, inputs: Sequence[Path
     """Refuse what would write over an input, or over a file that no earlier run wrote.
 
     Raises:
-        ValueError: An output is an input or the other output, holds something else, or has no folder.
+        ValueError: An output is an input or the other output, holds something else, or can have no
+            folder.
         OSError: The table's folder cannot be made, or the table cannot be read.
     """
     places = {os.path.realpath(path) for path in inputs}
