@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,32 @@ def test_a_full_disk(tmp_path: Path, capsys: Any) -> None:
     assert ended.value.code == 1
     assert "cannot be written (File too large). 1 answers" in capsys.readouterr().err
     assert ids(path) == ["a"]
+
+
+def test_a_full_disk_where_a_run_goes_on(tmp_path: Path) -> None:
+    """Guards answers that are lost with the file that could not be rewritten."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"id": "a", "answer": "y" * 2000}) + '\n{"id": "b", "error": "e"}\n')
+    before, content = resource.getrlimit(resource.RLIMIT_FSIZE), path.read_text()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            AnswerFile(path, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(path) and path.read_text() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_terminal_that_is_a_full_disk(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Guards a traceback where answers are printed into a file."""
+    path = tmp_path / "answers.jsonl"
+    with suppress(OSError), open("/dev/full", "w") as full:  # it fails once more as it is closed
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            answer_all(ending(), TASKS, AnswerFile(path), False)
+    assert ended.value.code == 1 and ids(path) == ["a"]
+    assert "cannot be printed (No space left on device)" in capsys.readouterr().err
 
 
 def test_an_output_that_vanishes(tmp_path: Path, capsys: Any) -> None:

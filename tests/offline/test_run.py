@@ -252,6 +252,8 @@ def test_scaled_positions_are_vllms_to_check(tmp_path: Path, monkeypatch) -> Non
         (["--prompt", "a", "--max-input-length", "65000"], "66024 tokens together, and the model"),
         (["--prompt", "a", "--parallel-decoding", "ngram", "--decoding-length", "17"], "1 to 16"),
         (["none.png"], "none.png does not exist"),
+        (["--prompt", "a", "--resume"], "--resume goes on with an --output"),
+        (["--prompt", "\udcff"], "not in the encoding of this terminal"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str) -> None:

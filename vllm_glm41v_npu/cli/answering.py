@@ -66,6 +66,10 @@ def answer_all(
                 progress.update(bar, advance=1, rate=f"{rate:.2f}/s")
     except RunEnded as error:
         fail(f"{one_line(str(error))} {len(given)} were answered before.", error.code)
+    except BrokenPipeError:  # nobody reads on, as after head; Typer ends the command without a word
+        raise
+    except OSError as error:
+        fail(f"Answers cannot be printed ({error.strerror}). Give --output and --quiet.", code=1)
     except KeyboardInterrupt:
         further = " Go on by --resume." if file else ""
         fail(f"Interrupted after {len(given)} of {len(tasks)} requests.{further}", code=130)

@@ -116,6 +116,8 @@ def run(
         tasks = find_tasks(inputs or [], prompt or [], system, partial(echo, err=True))
         if not tasks:
             raise TaskError("Nothing is asked. Give files, folders, a JSONL, or --prompt.")
+        if resume and not output:
+            raise TaskError("--resume goes on with an --output, and none was given.")
         arguments = _engine_arguments(engine)
         guesses = decoding.speculative_config(
             parallel_decoding, decoding_length, dynamic_decoding, speculative_config

@@ -147,12 +147,16 @@ class AnswerFile:
         new.unlink(missing_ok=True)  # of a run that was killed here: this one has the lock
         old, self._file = self._file, _open(new, resume=False)
         with old:
-            _write(self._file, b"".join(map(encode, answers)))
-            os.fsync(self._file.fileno())
-            with suppress(OSError):  # without locks, or on a file of another user
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.copymode(self.path, new)
-            new.replace(self.path)
+            try:
+                _write(self._file, b"".join(map(encode, answers)))
+                os.fsync(self._file.fileno())
+                with suppress(OSError):  # without locks, or on a file of another user
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.copymode(self.path, new)
+                new.replace(self.path)
+            except OSError as error:  # as on a full disk: the old file is as it was
+                new.unlink(missing_ok=True)
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def make_folder(path: Path) -> None:

@@ -47,8 +47,11 @@ def find_tasks(
         say: Called with a sentence about what is left out of a folder.
 
     Raises:
-        TaskError: Nothing is found, an input does not exist or cannot be read, or is there twice.
+        TaskError: Nothing is found, an input does not exist, cannot be read or is there twice, or a
+            prompt is no Unicode.
     """
+    if not all(map(is_unicode, (*prompts, system))):
+        raise TaskError("--prompt or --system is not in the encoding of this terminal.")
     tasks: list[Task] = []
     for path in inputs:
         try:
