@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.checkpoints import TINY
+from tests.offline.mixed_files import broken_png
 from vllm_glm41v_npu import __version__
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.cli.ask import Video, _open, conversation
@@ -85,6 +86,32 @@ def test_media_come_before_the_question(picture, tmp_path):
     (message,) = conversation(media, "What?")
     assert [part["type"] for part in message["content"]] == ["image_pil", "video_url", "text"]
     assert message["content"][1]["video_url"]["url"] == "data:video/mp4;base64,MDEyMw=="
+
+
+def test_content_says_what_is_asked_about(picture, tmp_path):
+    """Guards a clip that is opened as a picture, or a picture as a clip, because of its name."""
+    clip = tmp_path / "clip.png"
+    clip.write_bytes((TINY.parent / "videos" / "numbers.mp4").read_bytes())
+    still = picture.rename(tmp_path / "still.mp4")
+    assert isinstance(_open(clip), Video)
+    assert isinstance(_open(still), Image.Image)
+
+
+def test_a_picture_that_pillow_fails_at(tmp_path):
+    """Guards a traceback for a damaged PNG, at which Pillow raises SyntaxError."""
+    (tmp_path / "broken.png").write_bytes(broken_png())
+    result = runner.invoke(app, ["ask", str(tmp_path / "broken.png")])
+    assert result.exit_code == 2
+    assert "broken.png cannot be decoded" in result.stderr
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    """Guards a command that hangs at a pipe."""
+    os.mkfifo(tmp_path / "pipe.png")
+    result = runner.invoke(app, ["ask", str(tmp_path / "pipe.png")])
+    assert result.exit_code == 2
+    assert "pipe.png cannot be opened (it is a folder, a pipe or a device" in result.stderr
 
 
 def test_a_video_that_is_not_there(tmp_path):

@@ -1,22 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of pictures and videos, told apart by their names."""
+"""Files of pictures and videos: told apart, and read without waiting for what is no file."""
 
 from __future__ import annotations
 
 import base64
+import errno
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-VIDEOS = (".mp4", ".avi", ".wmv", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp"),
+    *(".tif", ".tiff", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".ico", ".heic", ".heif"),
+)
+VIDEOS = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".mkv", ".avi", ".wmv", ".asf"),
+    *(".flv", ".f4v", ".ogv", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".mpe", ".vob"),
+)
+_PROGRAMS = (".ts", ".mts")
+"""Suffixes that TypeScript has too; only the content says which it is."""
+
+_STILL_PREFIXES = (
+    *(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0"),
+    *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"),
+)
+_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+"""Kinds of pictures in the same boxes as MP4."""
+
+_MOVING_PREFIXES = (
+    *(b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"FLV\x01", b"OggS"),  # WebM, WMV, FLV, OGV
+    *(b"\0\0\1\xba", b"\0\0\1\xb3"),  # MPEG
+)
+_MOVING_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_TS_PACKETS = ((0, 188), (4, 192))
+"""MPEG-TS: where the first packet begins, and how far apart they are."""
+_HEAD = 4 + 192 + 1
 
 
 def is_medium(path: Path) -> bool:
-    """Whether it is a picture or a video."""
-    return path.suffix.lower() in PICTURES + VIDEOS
+    """Whether it is a picture or a video, by its name."""
+    suffix = path.suffix.lower()
+    return suffix in PICTURES + VIDEOS and (suffix not in _PROGRAMS or _is_moving(_head(path)))
 
 
 def is_video(path: Path) -> bool:
+    """Whether it is a video, by its name."""
     return path.suffix.lower() in VIDEOS
+
+
+def kind_of(path: Path) -> str | None:
+    """Return "image" or "video", by the first bytes; by the name where these tell nothing.
+
+    None where neither does. What cannot be read is told by its name.
+    """
+    head = _head(path)
+    if _is_moving(head):
+        return "video"
+    if _is_still(head) or path.suffix.lower() in PICTURES:
+        return "image"
+    return "video" if is_video(path) else None
+
+
+def _is_still(head: bytes) -> bool:
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return webp or _has_still_brand(head) or head.startswith(_STILL_PREFIXES)
+
+
+def _is_moving(head: bytes) -> bool:
+    if head.startswith(_MOVING_PREFIXES) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+        return True
+    if head[4:8] in _MOVING_BOXES:
+        return not _has_still_brand(head)
+    return any(head[at::step][:2] == b"GG" for at, step in _TS_PACKETS)
+
+
+def _has_still_brand(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of one that cannot be read."""
+    try:
+        with open_file(path) as file:
+            return file.read(_HEAD)
+    except OSError:
+        return b""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file; a pipe, a socket or a device, which may never end, is refused.
+
+    Raises:
+        OSError: It is not there, is none, or may not be read; `strerror` says which.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a device may already do something
+            raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and no file")
+        # A pipe that takes the file's place between the two calls is not waited for.
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL, or half a character
+        raise OSError(errno.EINVAL, "no file can have such a name") from error
+    return os.fdopen(number, "rb")
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes.
+
+    Raises:
+        OSError: It cannot be read, or has more; `strerror` says which.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(most, max(size, _HEAD)) + 1) if size <= most else b""
+    if size > most or len(data) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB, the most that is loaded")
+    return data
 
 
 def data_url(data: bytes, media_type: str) -> str:

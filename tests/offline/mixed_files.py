@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,15 +65,34 @@ def write_mixed(folder: Path, count: int) -> list[Asked]:
 
 
 def _write_broken(place: Path, number: int) -> Path:
-    """One of six kinds: cut off, empty, text, without a header, sound alone, a dead link."""
-    kind = number // BROKEN_EVERY % 6
-    path = place / f"{number}.{('png', 'jpg', 'webp', 'mp4', 'mp4', 'png')[kind]}"
+    """One of eight kinds.
+
+    Cut off, empty, text, without a header, sound alone, a dead link, a bad chunk, a pipe.
+    """
+    kind = number // BROKEN_EVERY % 8
+    path = place / f"{number}.{('png', 'jpg', 'webp', 'mp4', 'mp4', 'png', 'png', 'mp4')[kind]}"
     if kind == 0:
         Image.effect_noise((64, 64), 50).save(path)
         path.write_bytes(path.read_bytes()[:300])
     elif kind == 5:
         path.symlink_to(place / "gone.png")
+    elif kind == 6:
+        path.write_bytes(broken_png())
+    elif kind == 7:
+        os.mkfifo(path)
     else:
         data = (b"", b"no picture", audio_only()[100:], audio_only())[kind - 1]
         path.write_bytes(data)
     return path
+
+
+def broken_png() -> bytes:
+    """A PNG with a chunk whose name is no name, at which Pillow raises SyntaxError."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(64 * 193))[:20])
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + b"\0\0\0\4\xff\xfe\xfd\xfcabcd\0\0\0\0"

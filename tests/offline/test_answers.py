@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,113 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
         AnswerFile(path, resume=True)
     assert path.read_text() == "precious\nlines\n"
     assert AnswerFile(tmp_path / "new.jsonl", resume=True).done == set()
+
+
+def test_a_cut_within_a_character(tmp_path: Path) -> None:
+    """Guards a run that cannot go on because of where it was killed: at each byte of a line."""
+    path, line = tmp_path / "answers.jsonl", '{"id": "六\\"/", "answer": "数"}\n'.encode()
+    whole = b'{"id": "a", "answer": "b"}\n'
+    for length in range(len(line)):
+        path.write_bytes(whole + line[:length])
+        file = AnswerFile(path, resume=True)
+        file.close()
+        complete = length == len(line) - 1  # but for the end of the line
+        assert file.done == ({"a", '六"/'} if complete else {"a"})
+        assert path.read_bytes() == whole + (line if complete else b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("precious", '{"precious": 1}', '{"id": 5, "name": "x"}', '{"id": "a", "text": "x"', "é"),
+        *('{"id": "task", "text": "What?"}\n', '{"id": "a", "answer": 5}\n', "[" * 100_000, "{"),
+        *('{"id": "a", "answ{"id": "b", "answer": "c"}\n', "\0\0\0"),
+    ],
+)
+def test_files_of_others_are_left_alone(tmp_path: Path, content: str) -> None:
+    """Guards a file of one line, and requests that are taken for answers."""
+    path = tmp_path / "other.jsonl"
+    path.write_text(content)
+    if content == "{":  # as every answer begins
+        AnswerFile(path, resume=True).close()
+        return
+    with pytest.raises(ValueError, match="line 1, is no answer of an earlier run"):
+        AnswerFile(path, resume=True)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("error", [True, False])
+def test_two_runs_on_one_output(tmp_path: Path, error: bool) -> None:
+    """Guards answers that a second run takes away, also after the first has rewritten the file."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "x", "error": "e"}\n' if error else '{"id": "x", "answer": "a"}\n')
+    first = AnswerFile(path, resume=True)
+    with pytest.raises(ValueError, match="is being written by another run"):
+        AnswerFile(path, resume=True)
+    first.write(GOOD)
+    first.close()
+    second = AnswerFile(path, resume=True)
+    assert "a" in second.done
+    second.close()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.write(GOOD)
+    file.close()
+    assert AnswerFile(tmp_path / "answers.jsonl", resume=True).done == {"a"}
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """Guards a link that a rewritten file takes the place of, and what is readable for others."""
+    (tmp_path / "far").mkdir()
+    real, link = tmp_path / "far" / "answers.jsonl", tmp_path / "answers.jsonl"
+    link.symlink_to(real)
+    file = AnswerFile(link)  # the link leads to nothing yet
+    file.write(BAD)
+    file.close()
+    real.chmod(0o640)
+    file = AnswerFile(link, resume=True)
+    file.write(GOOD)
+    file.close()
+    assert link.is_symlink() and json.loads(real.read_text())["id"] == "a"
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert list(real.parent.iterdir()) == [real]
+
+
+def test_an_output_without_answers_goes(tmp_path: Path) -> None:
+    """Guards a run that refuses to start again because its engine did not start."""
+    AnswerFile(tmp_path / "answers.jsonl").close()
+    AnswerFile(tmp_path / "answers.jsonl").close()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_outputs_that_are_no_files(tmp_path: Path, resume: bool) -> None:
+    """Guards a pipe that is waited for, and answers that go nowhere."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(ValueError, match="a folder, a pipe or a device"):
+            AnswerFile(path, resume)
+    for folder in ("/dev/null", "/dev/null/deep"):
+        with pytest.raises(ValueError, match=f"{folder} is no folder"):
+            AnswerFile(Path(folder, "answers.jsonl"), resume)
+
+
+def test_a_line_is_one_line_for_every_reader(tmp_path: Path) -> None:
+    """Guards line ends and terminal controls in answers, and names that are not UTF-8."""
+    path = tmp_path / "answers.jsonl"
+    answer = Answer("\udcff.png", "a\u2028b\x85c\x9b\x1b[31m\x7f数字 😀")
+    file = AnswerFile(path)
+    file.write(answer)
+    file.close()
+    text = path.read_bytes().decode()
+    assert len(text.splitlines()) == 1 and text[:-1].isprintable() and "数字 😀" in text
+    assert json.loads(text) == {"id": answer.id, "answer": answer.answer}
+    assert AnswerFile(path, resume=True).done == {answer.id}
 
 
 def test_summary() -> None:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 from vllm import LLM
 
 from tests.checkpoints import TINY, link_tiny
 from tests.engines import engine
+from tests.offline.kept import kept
 from tools.tiny_evaluate import final_answer
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.offline.engine import Runner, TooLong
-from vllm_glm41v_npu.offline.tasks import find_tasks
+from vllm_glm41v_npu.offline.tasks import Task, find_tasks
 
 PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
 QUESTION = "What number is written in the picture?"
@@ -72,6 +74,60 @@ def test_times_of_steps(llm: LLM) -> None:
         assert sum(answer.step_seconds) == pytest.approx(answer.seconds - answer.first_seconds)
 
 
+REQUESTS = 20
+
+
+def ask_anew(runner: Runner, folder: Path) -> int:
+    """Ask about a video, a text, a broken file and pictures that nobody has seen before."""
+    folder = folder / str(len(list(folder.iterdir())))
+    folder.mkdir()
+    for number in range(REQUESTS - 3):
+        noise = Image.effect_noise((60, 60 + number), 50).convert("RGB")
+        noise.save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "clip.mp4").write_bytes((VIDEOS / "numbers.mp4").read_bytes())
+    tasks = [*find_tasks([folder], [QUESTION]), *find_tasks([], [f"Hello {folder.name}."])]
+    answers = list(runner.run(tasks))
+    assert [answer.id for answer in answers if answer.error] == [str(folder / "broken.png")]
+    return len(answers)
+
+
+def test_nothing_stays_of_a_request(llm: LLM, tmp_path: Path) -> None:
+    """Guards objects of requests that the runner, processor or engine keeps after their end."""
+    runner = Runner(llm, 4, SAMPLING | {"max_tokens": 4}, 900)
+    assert kept(llm, lambda: ask_anew(runner, tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("leak", "kind"),
+    [
+        ("outputs", "vllm.outputs.RequestOutput"),
+        ("requests", "vllm.v1.request.Request"),
+        ("names", "entries of list"),
+    ],
+)
+def test_what_stays_is_found(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leak: str, kind: str
+) -> None:
+    """Shows that the test above fails with a leak, be it one string a request."""
+    runner = Runner(llm, 4, SAMPLING | {"max_tokens": 4}, 900)
+    core: Any = llm.llm_engine.engine_core
+    owner, name = {
+        "outputs": (runner, "_answer"),
+        "requests": (core.engine_core.scheduler, "add_request"),
+        "names": (runner, "_start"),
+    }[leak]
+    original, stays = getattr(owner, name), []
+
+    def keep(item: Any) -> Any:
+        stays.append(item.id if leak == "names" else item)
+        return original(item)
+
+    monkeypatch.setattr(owner, name, keep)
+    found = kept(llm, lambda: ask_anew(runner, tmp_path))
+    assert max(more for name, more in found.items() if name.startswith(kind)) >= REQUESTS - 1
+
+
 def test_lines_and_text(llm: LLM, tmp_path: Path) -> None:
     """Several files a request, own settings, no files at all, a system's turn."""
     files = [str(PICTURES / name) for name in list(NUMBERS)[:2]]
@@ -91,6 +147,43 @@ def test_lines_and_text(llm: LLM, tmp_path: Path) -> None:
     assert answers["clip"].answer
     assert answers["text"].answer == answers["chat"].answer
     assert "temperature" in (answers["bad"].error or "")
+
+
+def test_one_bad_line_is_one_error(llm: LLM, tmp_path: Path) -> None:
+    """Guards a run that ends or hangs at values that the engine cannot read, and their reasons."""
+    picture = str(PICTURES / "printed.png")
+    bad: list[dict[str, Any]] = [
+        *({"text": "a", "seed": seed} for seed in ("a", 2**70, 1.5, True)),
+        *({"text": "a", "max_tokens": most} for most in (0, 2**40, "7", 1.5)),
+        *({"text": "a", "temperature": value} for value in (float("nan"), float("inf"), "hot")),
+        *({"text": "a", "stop": stop} for stop in (5, [5], [""], {"a": 1}, "\ud800")),
+        *({"text": text} for text in (5, ["a"], "\ud800")),
+        *({"image": name, "text": "a"} for name in ("a\0.png", ".", "n" * 300, "none.png")),
+        {"text": "a", "system": [1]},
+    ]
+    contents = [
+        *(5, [5], {"a": 1}, [{"type": "nonsense", "nonsense": 1}], [{"type": "image_url"}]),
+        [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
+        [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}],
+        [{"type": "image_url", "image_url": {"url": 5}}],
+    ]
+    talks = [[{"role": "user", "content": content}] for content in contents]
+    talks += [[{"content": "x"}], [{"role": 5, "content": "x"}], "abc", [5], []]  # type: ignore
+    bad += [{"messages": messages} for messages in talks]
+    good = {"image": picture, "text": QUESTION}
+    lines = [line for number, wrong in enumerate(bad) for line in ({**good, "id": number}, wrong)]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    answers = run(llm, find_tasks([path], []))
+    right = [str(number) for number in range(len(bad))]
+    assert {answers.pop(name).answer for name in right} == {answers_of(llm, good)}
+    assert [name for name, answer in answers.items() if not answer.error] == []
+    assert len(answers) == len(bad) and not llm.llm_engine.has_unfinished_requests()
+
+
+def answers_of(llm: LLM, line: dict[str, Any]) -> str | None:
+    (answer,) = run(llm, [Task("one", line["text"], (Path(line["image"]),))]).values()
+    return answer.answer
 
 
 def test_long_prompts(llm: LLM) -> None:
@@ -159,6 +252,8 @@ def test_scaled_positions_are_vllms_to_check(tmp_path: Path, monkeypatch) -> Non
         (["--prompt", "a", "--max-input-length", "65000"], "66024 tokens together, and the model"),
         (["--prompt", "a", "--parallel-decoding", "ngram", "--decoding-length", "17"], "1 to 16"),
         (["none.png"], "none.png does not exist"),
+        (["--prompt", "a", "--resume"], "--resume goes on with an --output"),
+        (["--prompt", "\udcff"], "not in the encoding of this terminal"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str) -> None:

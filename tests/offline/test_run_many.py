@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 
 import psutil
 
@@ -23,22 +22,19 @@ FILES = 300
 BATCH = 16
 LEAST_RIGHT = 0.95
 START_SECONDS, END_SECONDS = 600, 60
-GROWTH = 64 << 20
-"""Bytes that the processes may take more in the second half of a run than in the first."""
 
 COMMAND = [str(Path(sys.executable).parent / "glm41v"), "run", "--model", str(TINY), "--quiet"]
 COMMAND += ["--max-batch-size", str(BATCH), "--max-input-length", "900"]
 COMMAND += ["--max-output-length", "64", "--engine"]
-# What fills up as it should would hide what grows for ever: the KV cache is all in use, and so in
-# memory, after some fifty files, and no prepared pictures are kept (4 GiB of them by default).
-SMALL_CACHES = {"kv_cache_memory_bytes": 24 << 20, "mm_processor_cache_gb": 0}
+# Small enough that both caches are full, and drop what is oldest, long before the last file.
+SMALL_CACHES = {"kv_cache_memory_bytes": 24 << 20, "mm_processor_cache_gb": 0.002}
 COMMAND += [json.dumps({"enforce_eager": True} | SMALL_CACHES)]
 
 
 @contextmanager
-def running(command: list[str], log: Path, processes: bool = False) -> Iterator[psutil.Popen]:
-    """The command; its engine in processes of its own, as it comes, or in the command's."""
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes))}
+def running(command: list[str], log: Path) -> Iterator[psutil.Popen]:
+    """The command, its engine in processes of its own, as it comes."""
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # comes before kv_cache_memory_bytes
     with log.open("w") as output:
         run = psutil.Popen(command, stdout=output, stderr=output, env=environment)
@@ -55,14 +51,6 @@ def family(run: psutil.Popen) -> list[psutil.Process]:
     return [run, *run.children(recursive=True)]
 
 
-def memory(run: psutil.Popen) -> int:
-    """Resident bytes of the run's processes, what they share counted for each."""
-    try:
-        return sum(process.memory_info().rss for process in family(run))
-    except psutil.NoSuchProcess:
-        return 0
-
-
 def answered(output: Path) -> int:
     return output.read_text().count("\n") if output.exists() else 0
 
@@ -77,24 +65,13 @@ def wait(until: Callable[[], bool], run: psutil.Popen, log: Path) -> None:
 
 def kill_in_the_middle(command: list[str], output: Path, log: Path) -> int:
     """How many lines are there when a third is, and the command alone is killed; the rest ends."""
-    with running(command, log, processes=True) as run:
+    with running(command, log) as run:
         wait(lambda: answered(output) >= FILES // 3, run, log)
         others = family(run)[1:]
         run.kill()
         run.wait()
     assert others and not psutil.wait_procs(others, END_SECONDS)[1]
     return answered(output)
-
-
-def watch(run: psutil.Popen, output: Path, first: int) -> tuple[float, float]:
-    """Bytes in use while the first half of what was left was answered, and the second: medians."""
-    halves: tuple[list[int], list[int]] = [], []
-    while run.poll() is None:
-        share = (answered(output) - first) / (FILES - first)
-        if 0 < share < 1:
-            halves[share > 0.5].append(memory(run))
-        time.sleep(0.1)
-    return median(halves[0]), median(halves[1])
 
 
 def check_answers(asked: list[Asked], output: Path) -> None:
@@ -115,7 +92,7 @@ def check_answers(asked: list[Asked], output: Path) -> None:
 
 
 def test_three_hundred_files(tmp_path: Path) -> None:
-    """Guards natural order with a prompt for each file, resumption, bad files, and memory."""
+    """Guards natural order with a prompt for each file, resumption, and bad files."""
     asked = write_mixed(tmp_path / "mixed", FILES)
     output, log, table = (tmp_path / name for name in ("answers.jsonl", "log", "benchmark.csv"))
     command = [*COMMAND, str(tmp_path / "mixed"), "--output", str(output)]
@@ -125,12 +102,9 @@ def test_three_hundred_files(tmp_path: Path) -> None:
     assert FILES // 3 <= before < FILES
 
     with running([*command, "--resume", "--mindie-csv", str(table)], log) as run:
-        early, late = watch(run, output, before)
-        said = log.read_text()
-        assert run.wait() == 1, said  # some files could not be read
+        assert run.wait() == 1, log.read_text()[-4000:]  # some files could not be read
     check_answers(asked, output)
-    print(f"memory by half: {early / 2**20:.0f} and {late / 2**20:.0f} MiB")
-    assert late <= early + GROWTH
+    said = log.read_text()
 
     for item in asked:
         assert (f"{item.path} failed: " in said) is (item.answer is None)

@@ -162,10 +162,11 @@ def test_jsonl(output, tmp_path):
     lines = [
         {"image": "a.png", "text": "What is it?", "answer": "<think>Noise.</think>"},
         {"image": ["a.png", "a.png"], "text": "Compare."},
-        {"text": "Hello."},
+        {"text": "Hello.\u2028You."},
     ]
     path = tmp_path / "set.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)))
+    written = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    path.write_text(written, encoding="utf-8-sig")
     result = run(TINY, output, "--calibration", path)
     assert result.exit_code == 0, result.output
     assert "calibrated on 3 conversations" in result.stdout

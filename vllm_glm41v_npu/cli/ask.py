@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import mimetypes
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from vllm_glm41v_npu.cli.errors import check_installed, fail
+from vllm_glm41v_npu.cli.printing import echo
 from vllm_glm41v_npu.cli.start import fitted
-from vllm_glm41v_npu.media_files import data_url
+from vllm_glm41v_npu.media_files import data_url, kind_of, read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 HUB_MODEL = "zai-org/GLM-4.1V-9B-Thinking"
+LARGEST = 4 << 30
+"""Bytes of a file that are read; of what the engine takes, it has limits of its own."""
 
 
 def ask(
@@ -34,9 +37,9 @@ def ask(
     Exits with 2 where an argument is wrong, and with 1 where vLLM is missing or cannot answer.
     """
     check_installed()
-    media: list[Image | Video] = [_open(path) for path in files]
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    media: list[Image | Video] = [_open(path) for path in files]
     if not which(os.environ.get("CXX") or "g++"):
         # vLLM on the CPU compiles its sampler even with enforce_eager.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
@@ -50,7 +53,7 @@ def ask(
         outputs = llm.chat(conversation(media, question), sampling, use_tqdm=False)
     except (ValueError, OSError, RuntimeError) as error:
         fail(f"{model} could not answer: {error}", code=1)
-    typer.echo(outputs[0].outputs[0].text)
+    echo(outputs[0].outputs[0].text)
 
 
 class Video(NamedTuple):
@@ -79,29 +82,31 @@ def _counts(media: Sequence[Image | Video]) -> dict[str, int]:
 
 
 def _open(path: Path) -> Image | Video:
-    """A decoded picture, or a video file; ends the command in a sentence where it is neither."""
-    kind = mimetypes.guess_type(path.name)[0] or ""
+    """A decoded picture, or a video file, by its content; ends the command where it is neither."""
     try:
-        return Video(path.read_bytes(), kind) if kind.startswith("video/") else _picture(path)
+        data = read_file(path, LARGEST)
     except OSError as error:
         fail(f"{path} cannot be opened ({error.strerror}); give a picture or video file.")
+    return Video(data) if kind_of(path) == "video" else _picture(data, path)
 
 
-def _picture(path: Path) -> Image:
+def _picture(data: bytes, path: Path) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     from vllm_glm41v_npu.processing.image import open_picture
 
     try:
-        with Image.open(path) as picture:
-            open_picture(picture, str(path))
-            return picture
+        with Image.open(BytesIO(data)) as picture:
+            opened: Any = open_picture(picture, str(path))
+            return opened
     except UnidentifiedImageError:
         fail(
-            f"{path} is not a picture that Pillow can read, and not named as a video; expected a "
-            "PNG, a JPEG, an MP4 or the like."
+            f"{path} is not a picture that Pillow can read, and no video, by its content and name; "
+            "expected a PNG, a JPEG, an MP4 or the like."
         )
     except Image.DecompressionBombError as error:
         fail(f"{path} is too large: {error} Give a smaller picture.")
     except ValueError as error:
         fail(str(error))
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        fail(f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged.")

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import NoReturn
 
-import typer
+from vllm_glm41v_npu.cli.printing import echo
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """End the command with `message` on standard error and exit code `code`."""
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(code)
+    echo(f"Error: {message}", err=True)
+    sys.exit(code)
 
 
 def check_installed() -> None:

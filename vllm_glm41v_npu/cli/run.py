@@ -8,13 +8,16 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing, nullcontext
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_glm41v_npu.cli.answering import answer_all as _answer_all
+from vllm_glm41v_npu.cli.answering import check_outputs, report, write_table
 from vllm_glm41v_npu.cli.ask import HUB_MODEL
 from vllm_glm41v_npu.cli.decoding import (
     DecodingLength,
@@ -23,17 +26,17 @@ from vllm_glm41v_npu.cli.decoding import (
     SpeculativeConfig,
 )
 from vllm_glm41v_npu.cli.errors import check_installed, fail
+from vllm_glm41v_npu.cli.printing import echo, one_line
 from vllm_glm41v_npu.cli.start import fitted
 from vllm_glm41v_npu.decoding import settings as decoding
-from vllm_glm41v_npu.media_files import is_video
-from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary, write_mindie_csv
+from vllm_glm41v_npu.media_files import kind_of
+from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary
+from vllm_glm41v_npu.offline.sampling import check_sampling
 from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
 from vllm_glm41v_npu.options import MICRO_BATCH
 
 if TYPE_CHECKING:
     from vllm import LLM
-
-    from vllm_glm41v_npu.offline.engine import Runner
 
 
 class TooLongAction(str, Enum):
@@ -98,49 +101,10 @@ def run(
 
     A line of a JSONL is an object of `text`, `image`, `video` (a path from the file's folder, or
     several), `system`, `id` and sampling settings, or of `messages` in OpenAI's form. Exits with 2
-    where an argument is wrong, and with 1 where a request failed or the engine cannot start.
+    where an argument is wrong, with 1 where a request failed, the engine or the output, and with
+    130 after Ctrl-C; what was answered is written in each case.
     """
     check_installed()
-    try:
-        tasks = find_tasks(inputs or [], prompt or [], system)
-        if not tasks:
-            raise TaskError("Nothing is asked. Give files, folders, a JSONL, or --prompt.")
-        arguments = _engine_arguments(engine)
-        guesses = decoding.speculative_config(
-            parallel_decoding, decoding_length, dynamic_decoding, speculative_config
-        )
-        answers = AnswerFile(output, resume) if output else None
-    except (ValueError, FileExistsError, OSError) as error:
-        fail(str(error))
-    left = [task for task in tasks if answers is None or task.id not in answers.done]
-    if len(left) < len(tasks):
-        typer.echo(f"{len(tasks) - len(left)} of {len(tasks)} are answered already.", err=True)
-    if not left:
-        return
-    from vllm_glm41v_npu.offline.engine import Runner
-
-    llm = _start(
-        {
-            "model": model,
-            "max_num_seqs": max_batch_size,
-            "max_model_len": max_input_length + max_output_length,
-            "limit_mm_per_prompt": _most_media(left),
-            "tensor_parallel_size": tensor_parallel_size,
-            "kv_cache_memory_bytes": kv_memory_gb << 30 if kv_memory_gb else None,
-            "quantization": quantization,
-            "dtype": dtype,
-            "trust_remote_code": trust_remote_code,
-            "speculative_config": guesses,
-            "disable_log_stats": False,  # it is what knows the times
-        }
-        | arguments
-        | {
-            "additional_config": {
-                MICRO_BATCH: micro_batch,
-                **arguments.get("additional_config", {}),
-            }
-        }
-    )
     sampling = {
         "temperature": temperature,
         "top_p": top_p,
@@ -149,24 +113,88 @@ def run(
         "seed": seed,
         "max_tokens": max_output_length,
     }
-    template = chat_template.read_text() if chat_template else None
-    skips = too_long is TooLongAction.skip
-    window, steps = 2 * max_batch_size, mindie_csv is not None
-    runner = Runner(llm, window, sampling, max_input_length, skips, template, steps)
-    started = time.perf_counter()
-    given = _answer_all(runner, left, answers, quiet)
-    seconds = time.perf_counter() - started
-    _report([*summary(given, seconds), *runner.guesses()])
-    if mindie_csv:
-        write_mindie_csv(mindie_csv, given, max_batch_size)
+    try:
+        tasks = find_tasks(inputs or [], prompt or [], system, partial(echo, err=True))
+        if not tasks:
+            raise TaskError("Nothing is asked. Give files, folders, a JSONL, or --prompt.")
+        if resume and not output:
+            raise TaskError("--resume goes on with an --output, and none was given.")
+        arguments = _engine_arguments(engine)
+        guesses = decoding.speculative_config(
+            parallel_decoding, decoding_length, dynamic_decoding, speculative_config
+        )
+        check_sampling(sampling)
+        template = chat_template.read_text() if chat_template else None
+        check_outputs(output, mindie_csv, inputs or [])
+        answers = AnswerFile(output, resume) if output else None
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}." if error.strerror else str(error))
+    except ValueError as error:
+        fail(str(error))
+    with closing(answers) if answers else nullcontext():
+        left = _left(tasks, answers)
+        if not left:
+            return
+        from vllm_glm41v_npu.offline.engine import Runner
+
+        llm = _start(
+            {
+                "model": model,
+                "max_num_seqs": max_batch_size,
+                "max_model_len": max_input_length + max_output_length,
+                "limit_mm_per_prompt": _most_media(left),
+                "tensor_parallel_size": tensor_parallel_size,
+                "kv_cache_memory_bytes": kv_memory_gb << 30 if kv_memory_gb else None,
+                "quantization": quantization,
+                "dtype": dtype,
+                "trust_remote_code": trust_remote_code,
+                "speculative_config": guesses,
+                "disable_log_stats": False,  # it is what knows the times
+            }
+            | arguments
+            | {
+                "additional_config": {
+                    MICRO_BATCH: micro_batch,
+                    **arguments.get("additional_config", {}),
+                }
+            }
+        )
+        skips = too_long is TooLongAction.skip
+        window, steps = 2 * max_batch_size, mindie_csv is not None
+        runner = Runner(llm, window, sampling, max_input_length, skips, template, steps)
+        started = time.perf_counter()
+        given: list[Answer] = []
+        try:
+            _answer_all(runner, left, answers, quiet, given)
+        finally:  # of a run that was ended, too
+            report([*summary(given, time.perf_counter() - started), *runner.guesses()])
+            if mindie_csv:
+                write_table(mindie_csv, given, max_batch_size)
     if any(answer.error for answer in given):
         raise typer.Exit(1)
+
+
+def _left(tasks: Sequence[Task], answers: AnswerFile | None) -> list[Task]:
+    """Tasks that are not answered; ends the command where none of them can be asked."""
+    left = [task for task in tasks if answers is None or task.id not in answers.done]
+    if len(left) < len(tasks):
+        echo(f"{len(tasks) - len(left)} of {len(tasks)} are answered already.", err=True)
+    wrong = [task for task in left if task.error]
+    if wrong and len(wrong) == len(left):
+        fail(f"No request can be asked. The first: {one_line(wrong[0].error)}")
+    if wrong:  # before the engine takes its time
+        echo(
+            f"{len(wrong)} of {len(left)} requests are wrong, and become errors. The first: "
+            f"{one_line(wrong[0].error)}",
+            err=True,
+        )
+    return left
 
 
 def _engine_arguments(text: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise TaskError(f'--engine is {text!r}; expected a JSON object, such as {{"seed": 1}}.')
@@ -177,8 +205,8 @@ def _most_media(tasks: Sequence[Task]) -> dict[str, int]:
     """The most pictures and videos of a request; of conversations, vLLM's default."""
     if any(task.messages for task in tasks):
         return {}
-    counts = [Counter(map(is_video, task.files)) for task in tasks]
-    return {"image": max(c[False] for c in counts), "video": max(c[True] for c in counts)}
+    counts = [Counter(map(kind_of, task.files)) for task in tasks]
+    return {kind: max(count[kind] for count in counts) for kind in ("image", "video")}
 
 
 def _start(arguments: Mapping[str, Any]) -> LLM:
@@ -195,51 +223,3 @@ def _start(arguments: Mapping[str, Any]) -> LLM:
         fail(str(error))
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         fail(f"{arguments['model']} could not be started: {error}", code=1)
-
-
-def _answer_all(
-    runner: Runner, tasks: Sequence[Task], file: AnswerFile | None, quiet: bool
-) -> list[Answer]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from vllm_glm41v_npu.offline.engine import TooLong
-
-    given: list[Answer] = []
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    started = time.perf_counter()
-    try:
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-            bar = progress.add_task("", total=len(tasks), rate="")
-            for answer in runner.run(tasks):
-                given.append(replace(answer, answer=None))  # of many texts, none stays in memory
-                if file:
-                    file.write(answer)
-                if answer.error:
-                    typer.echo(f"{answer.id} failed: {answer.error}", err=True)
-                elif not quiet:
-                    typer.echo(f"{answer.id}: {answer.answer}")
-                rate = len(given) / (time.perf_counter() - started)
-                progress.update(bar, advance=1, rate=f"{rate:.2f}/s")
-    except TooLong as error:
-        fail(f"{error} {len(given)} were answered before.")
-    finally:
-        if file:
-            file.close()
-    return given
-
-
-def _report(rows: Sequence[tuple[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(stderr=True).print(table)

@@ -4,12 +4,22 @@
 from __future__ import annotations
 
 import csv
-import json
+import errno
+import fcntl
+import io
+import logging
+import os
+import shutil
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from vllm_glm41v_npu.offline.answer_lines import encode, read_answers
+
+logger = logging.getLogger(f"vllm.{__name__}")
 
 MINDIE_COLUMNS = (
     "batch_size",
@@ -24,6 +34,12 @@ MINDIE_COLUMNS = (
     "prefill_average_time(ms)",
 )
 """Of MindIE's benchmark.csv."""
+
+
+class RunEnded(Exception):
+    """The run cannot go on; the message says why, and `code` is what the command exits with."""
+
+    code = 1
 
 
 @dataclass(frozen=True)
@@ -53,62 +69,130 @@ class Answer:
 
 
 class AnswerFile:
-    """A JSONL of answers, whole after every line.
+    """A JSONL of answers, whole after every line, that one run at a time writes.
 
     Args:
-        path: Where to.
+        path: Where to. What a link points to is written, and the link stays.
         resume: Go on with what is there. A last line that was cut off is dropped, and so are
             errors, which are tried again.
 
     Raises:
         FileExistsError: It is there, and `resume` is not asked for.
-        ValueError: It holds something else than answers.
+        ValueError: It holds something else than answers, is no file, or another run writes it.
+        OSError: It cannot be written.
     """
 
     def __init__(self, path: Path, resume: bool = False) -> None:
-        if path.exists() and not resume:
-            raise FileExistsError(
-                f"{path} exists. Choose another --output, or go on with it by --resume."
-            )
-        kept = list(_read(path)) if path.exists() else []
+        self.path, self._new = Path(os.path.realpath(path)), not resume
+        make_folder(self.path)
+        self._file = _open(self.path, resume)
+        try:
+            self._lock()
+            kept, whole = read_answers(self._file.read(), path)
+            if not whole:
+                self._rewrite(kept)
+            self._size = self._file.seek(0, os.SEEK_END)
+        except BaseException:
+            self._file.close()
+            raise
         self.done = {answer["id"] for answer in kept}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rewritten = path.with_name(f".{path.name}.new")
-        rewritten.write_text("".join(f"{_line(answer)}\n" for answer in kept))
-        rewritten.replace(path)
-        self._file = path.open("a")
 
     def write(self, answer: Answer) -> None:
-        """Add one line, and have it on its way to the disk."""
+        """Add one line, and have it on its way to the disk.
+
+        Raises:
+            OSError: The disk is full, the file has gone, or the like; the file ends as before.
+        """
         known = {key: value for key, value in asdict(answer).items() if value not in (None, 0, ())}
-        self._file.write(f"{_line(known)}\n")
-        self._file.flush()
+        if not self._is_there():
+            raise OSError(errno.ENOENT, "it was removed or replaced while the run wrote it")
+        try:
+            _write(self._file, encode(known))
+        except OSError:
+            with suppress(OSError):  # if not even this, the next run drops what was cut off
+                self._file.truncate(self._size)
+            raise
+        self._size = self._file.tell()
 
     def close(self) -> None:
+        """Let other runs have the file. A new one without an answer is removed."""
+        if not self._file.closed and self._new and not self._size and self._is_there():
+            self.path.unlink()
         self._file.close()
 
-
-def _line(answer: dict[str, Any]) -> str:
-    return json.dumps(answer, ensure_ascii=False)
-
-
-def _read(path: Path) -> Iterable[dict[str, Any]]:
-    lines = path.read_text().split("\n")
-    for number, line in enumerate(lines, 1):
+    def _lock(self) -> None:
         try:
-            answer = json.loads(line) if line else None
-        except ValueError:
-            if number == len(lines):  # without an end of line: it was being written
-                return
-            answer = line
-        if answer is None:
-            continue
-        if not isinstance(answer, dict) or "id" not in answer:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = self._is_there()  # or the other run has just rewritten it
+        except BlockingIOError:
+            mine = False
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("%s cannot be locked (%s): use it in one run.", self.path, error)
+            mine = True
+        if not mine:
             raise ValueError(
-                f"{path}, line {number}, is no answer of an earlier run. Choose another --output."
+                f"{self.path} is being written by another run. Wait for its end, or choose another "
+                "--output."
             )
-        if "error" not in answer:
-            yield answer
+
+    def _is_there(self) -> bool:
+        """Whether the name still stands for the file that is open."""
+        with suppress(OSError):
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        return False
+
+    def _rewrite(self, answers: Sequence[dict[str, Any]]) -> None:
+        """Put a file of these answers, and locked too, in the place of the one that is open."""
+        new = self.path.with_name(f".{self.path.name}.new")
+        new.unlink(missing_ok=True)  # of a run that was killed here: this one has the lock
+        old, self._file = self._file, _open(new, resume=False)
+        with old:
+            try:
+                _write(self._file, b"".join(map(encode, answers)))
+                os.fsync(self._file.fileno())
+                with suppress(OSError):  # without locks, or on a file of another user
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.copymode(self.path, new)
+                new.replace(self.path)
+            except OSError as error:  # as on a full disk: the old file is as it was
+                new.unlink(missing_ok=True)
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a file is to be in.
+
+    Raises:
+        ValueError: There is a file in its place.
+        OSError: It cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path} cannot be written: {path.parent} is no folder.") from error
+
+
+def _open(path: Path, resume: bool) -> io.FileIO:
+    """Open for reading and appending, without a buffer that would keep what could not be written.
+
+    What `resume` does not ask for must not be there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    if path.exists() and not path.is_file():  # opening a device may already do something
+        raise ValueError(f"{path} is a folder, a pipe or a device. Choose a file for --output.")
+    try:
+        number = os.open(path, flags | (0 if resume else os.O_EXCL), 0o666)
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"{path} exists. Choose another --output, or go on with it by --resume."
+        ) from error
+    return io.FileIO(number, "r+")
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # a disk that is nearly full takes a part
+        rest = rest[file.write(rest) :]
 
 
 def summary(answers: Sequence[Answer], seconds: float) -> list[tuple[str, str]]:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from vllm_glm41v_npu.offline.answers import Answer
-from vllm_glm41v_npu.offline.tasks import Task
+from vllm_glm41v_npu.offline.answers import Answer, RunEnded
+from vllm_glm41v_npu.offline.sampling import check_sampling
+from vllm_glm41v_npu.offline.task import Task, TaskError
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -20,8 +22,14 @@ GUESSES = "vllm:spec_decode_num_"
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
-class TooLong(ValueError):
+LONGEST_REASON = 1000
+"""Characters of an error; some name the whole request, pictures in base64 included."""
+
+
+class TooLong(RunEnded, ValueError):
     """More tokens than are allowed, or than the model takes; pictures and videos included."""
+
+    code = 2
 
 
 def check_length(arguments: Mapping[str, Any]) -> None:
@@ -83,11 +91,12 @@ class Runner:
         self._running: dict[str, Task] = {}
         self._steps: dict[str, list[float]] = {}
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Answer]:
-        """One answer for each task.
+    def run(self, tasks: Iterable[Task]) -> Generator[Answer, None, None]:
+        """One answer for each task; what is wrong with one, whatever it is, is its own answer.
 
         Raises:
             TooLong: A prompt is, and `skip_too_long` is not set.
+            RunEnded: The engine has stopped, so nothing more can be answered.
         """
         waiting = iter(tasks)
         try:
@@ -98,14 +107,14 @@ class Runner:
                         yield failure
                 if not self._running:
                     return
-                for output in self.engine.step():
+                for output in self._step():
                     times: Any = output.metrics  # none without the engine's statistics
                     if self.times_steps and times:
                         self._steps.setdefault(output.request_id, []).append(times.last_token_ts)
                     if output.finished:
                         yield self._answer(output)
         finally:  # of a run that was ended, nothing stays in the engine
-            self.engine.abort_request(list(self._running))
+            self._abort(list(self._running))
             self._running.clear()
             self._steps.clear()
 
@@ -120,28 +129,57 @@ class Runner:
             return []
         return [("tokens guessed right", f"{right} of {guessed} ({right / guessed:.0%})")]
 
+    def _step(self) -> list[Any]:
+        try:
+            return self.engine.step()
+        except Exception as error:  # in this process, an engine raises whatever its parts do
+            self._stopped(error)
+
+    def _stopped(self, error: Exception) -> NoReturn:
+        asked = ", ".join(task.id for task in self._running.values()) or "none"
+        raise RunEnded(
+            f"The engine stopped ({_reason(error)}); its log says more. Requests that it had then: "
+            f"{asked:.{LONGEST_REASON}}."
+        ) from error
+
+    def _abort(self, numbers: list[str]) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        with suppress(EngineDeadError):  # then it has none of them
+            self.engine.abort_request(numbers)
+
     def _start(self, task: Task) -> Answer | None:
         """Hand a task to the engine; what is wrong with it becomes its answer."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         number = str(next(self.llm.request_counter))
         try:
-            prompt = self._render(task)
-            kind = RequestOutputKind.FINAL_ONLY
-            if self.times_steps:
-                kind = RequestOutputKind.CUMULATIVE
-            sampling = SamplingParams(**{**self.sampling, **task.sampling}, output_kind=kind)
-            self.engine.add_request(number, prompt, sampling)
+            if task.error:
+                raise TaskError(task.error)
+            sampling = self._sampling(task)  # first, as pictures take longest
+            self.engine.add_request(number, self._render(task), sampling)
+        except EngineDeadError as error:
+            self._stopped(error)
         except TooLong as error:
             if not self.skip_too_long:
                 raise
             return Answer(task.id, error=str(error))
-        except (ValueError, TypeError, OSError) as error:  # a bad file, a bad setting
-            logger.debug("%s failed.", task.id, exc_info=error)
-            return Answer(task.id, error=str(error))
+        except Exception as error:  # decoders, templates and checks raise nearly anything
+            logger.debug("%r failed.", task.id, exc_info=error)
+            self._abort([number])  # vLLM notes a request before it is sent
+            return Answer(task.id, error=_reason(error))
         self._running[number] = task
         return None
+
+    def _sampling(self, task: Task) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        kind = RequestOutputKind.FINAL_ONLY
+        if self.times_steps:
+            kind = RequestOutputKind.CUMULATIVE
+        settings = {**self.sampling, **check_sampling(task.sampling)}
+        return SamplingParams(**settings, output_kind=kind)
 
     def _render(self, task: Task) -> Any:
         """The prompt for the engine, its media processed."""
@@ -164,6 +202,9 @@ class Runner:
         (completion,) = output.outputs
         times: Any = output.metrics
         steps = self._steps.pop(output.request_id, [])
+        if completion.finish_reason in ("error", "abort"):
+            error = "The engine ended the request before it had an answer; its log says why."
+            return Answer(task.id, error=error)
         return Answer(
             task.id,
             answer=completion.text,
@@ -174,3 +215,11 @@ class Runner:
             first_seconds=times.first_token_ts - times.queued_ts if times else 0.0,
             step_seconds=tuple(after - before for before, after in pairwise(steps)),
         )
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; with its kind, unless it was made for the caller."""
+    text = str(error)
+    if not text or not isinstance(error, (ValueError, OSError)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."

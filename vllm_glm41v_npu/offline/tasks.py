@@ -4,120 +4,149 @@
 from __future__ import annotations
 
 import json
-import mimetypes
+import logging
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from vllm_glm41v_npu.media_files import PICTURES, VIDEOS, data_url, is_medium, is_video
+from vllm_glm41v_npu.media_files import PICTURES, VIDEOS, is_medium, open_file
+from vllm_glm41v_npu.offline.sampling import SETTINGS, check_sampling, is_unicode
+from vllm_glm41v_npu.offline.task import Task, TaskError
 
-SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "max_tokens", "stop")
-"""Of vLLM's SamplingParams, what a line of a JSONL may set for itself."""
+__all__ = ["Task", "TaskError", "find_tasks"]
 
-_KEYS = {"id", "image", "video", "text", "system", "messages", *SAMPLING}
+LINE_MIB = 512
+"""The longest line of a JSONL; more would not fit beside a model."""
 
+NAMED = 5
+"""Files that are named when several are left out."""
 
-class TaskError(ValueError):
-    """A request cannot be made of what was given; the message says why, and what to do."""
+_KEYS = {"id", "image", "video", "text", "system", "messages", *SETTINGS}
 
-
-@dataclass(frozen=True)
-class Task:
-    """One request, of which nothing is read yet.
-
-    id: what its answer is found by, one of a kind.
-    text: the question.
-    files: pictures and videos, before the text.
-    system: of the system's turn, or "".
-    messages: the whole conversation in OpenAI's form, in place of the three.
-    sampling: some of SAMPLING.
-    """
-
-    id: str
-    text: str = ""
-    files: tuple[Path, ...] = ()
-    system: str = ""
-    messages: tuple[Mapping[str, Any], ...] = ()
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-
-    def conversation(self) -> list[Any]:
-        """For vLLM's chat; the files are read now.
-
-        Raises:
-            TaskError: One is no picture and no video by its name, or cannot be read.
-        """
-        if self.messages:
-            return list(self.messages)
-        parts = [_part(path) for path in self.files]
-        if self.text:
-            parts.append({"type": "text", "text": self.text})
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": parts}]
+logger = logging.getLogger(f"vllm.{__name__}")
 
 
-def find_tasks(inputs: Sequence[Path], prompts: Sequence[str], system: str = "") -> list[Task]:
+def find_tasks(
+    inputs: Sequence[Path],
+    prompts: Sequence[str],
+    system: str = "",
+    say: Callable[[str], None] = logger.warning,
+) -> list[Task]:
     """One task for each file, each file in a folder, each line of a JSONL; without any of them, one
-    for each prompt.
+    for each prompt. A line that is wrong is a task with an `error`.
 
     Args:
         inputs: Files and folders. Folders are gone through with those in them, in natural order
-            (2.png before 10.png), and what is no picture or video there is left out.
+            (2.png before 10.png).
         prompts: The questions: the first file gets the first one and so on, and the last one stands
             for all that follow, as in MindIE. Lines of a JSONL may bring their own.
         system: Of the system's turn, unless a line has its own.
+        say: Called with a sentence about what is left out of a folder.
 
     Raises:
-        TaskError: Nothing is found, a path does not exist, or a line of a JSONL is wrong.
+        TaskError: Nothing is found, an input does not exist, cannot be read or is there twice, or a
+            prompt is no Unicode.
     """
+    if not all(map(is_unicode, (*prompts, system))):
+        raise TaskError("--prompt or --system is not in the encoding of this terminal.")
     tasks: list[Task] = []
     for path in inputs:
-        if path.suffix == ".jsonl":
-            tasks += _read_lines(path)
-        else:
-            tasks += [Task(str(file), files=(file,)) for file in _files(path)]
+        try:
+            if path.suffix.lower() == ".jsonl" and not path.is_dir():
+                tasks += _read_lines(path)
+            else:
+                tasks += [Task(str(file), files=(file,)) for file in _files(path, say)]
+        except OSError as error:
+            raise TaskError(f"{path} cannot be read ({error.strerror}).") from error
     if not inputs:
         tasks = [Task(f"prompt-{number}") for number, _ in enumerate(prompts)]
-    _check_ids(tasks)
     asked = [*prompts, *[prompts[-1]] * len(tasks)] if prompts else []
     return [
-        task if task.messages else _complete(task, text, system)
-        for task, text in zip(tasks, asked or [""] * len(tasks), strict=False)
+        task if task.error or task.messages else _complete(task, text, system)
+        for task, text in zip(_unique(tasks), asked or [""] * len(tasks), strict=False)
     ]
 
 
 def _complete(task: Task, text: str, system: str) -> Task:
-    complete = Task(
-        task.id, task.text or text, task.files, task.system or system, (), task.sampling
-    )
-    if not complete.text and not complete.files:
-        raise TaskError(f"{task.id} asks nothing: it has no text, and no --prompt was given.")
-    return complete
+    complete = replace(task, text=task.text or text, system=task.system or system)
+    if complete.text or complete.files:
+        return complete
+    error = f"{task.id} asks nothing: it has no text, and no --prompt was given."
+    if not task.place:
+        raise TaskError(error)
+    return replace(task, error=error)
 
 
-def _check_ids(tasks: Sequence[Task]) -> None:
+def _unique(tasks: Sequence[Task]) -> Iterator[Task]:
+    """The tasks, each with an id of its own; a line that repeats an id is called by its place."""
     seen: set[str] = set()
     for task in tasks:
+        if task.id in seen and task.place not in ("", task.id, *seen):
+            error = f"Its id, {task.id!r}, is that of an earlier request. Give each line another."
+            task = replace(task, id=task.place, error=task.error or error)
         if task.id in seen:
             raise TaskError(
                 f"{task.id} is there twice, and answers are found by it. Give each file once, and "
                 "each line of a JSONL another id."
             )
         seen.add(task.id)
+        yield task
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, say: Callable[[str], None]) -> list[Path]:
+    """The file, or those of the folder that are pictures or videos by their names."""
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise TaskError(f"{path} does not exist. Give pictures, videos, folders or JSONL files.")
-    found = [file for file in path.rglob("*") if is_medium(file) and not file.is_dir()]
-    if not found:
-        raise TaskError(
-            f"{path} holds no picture and no video, by their names ({' '.join(PICTURES + VIDEOS)})."
+        found = "is no file and no folder" if os.path.lexists(path) else "does not exist"
+        raise TaskError(f"{path} {found}. Give pictures, videos, folders or JSONL files.")
+    media, left_out = _walk(path)
+    names = " ".join(PICTURES + VIDEOS)
+    if not media:
+        raise TaskError(f"{path} holds no picture and no video, by their names ({names}).")
+    if left_out:
+        more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+        say(
+            f"Left out of {path}: {', '.join(left_out[:NAMED])}{more}. Taken are files that are "
+            f"pictures or videos by their names ({names}); a file that is given by itself is "
+            "opened whatever its name."
         )
-    return sorted(found, key=lambda file: _natural(file.relative_to(path)))
+    return media
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[str]]:
+    """Pictures and videos of a folder and of those in it, and what is left out, from there.
+
+    Links to folders are not followed, as they may lead in a circle.
+    """
+    media: list[Path] = []
+    left_out: list[Path] = []
+    why: dict[Path, str] = {}
+    folders = [folder]
+    while folders:
+        here = folders.pop()
+        try:
+            entries = [here / entry.name for entry in os.scandir(here)]
+        except OSError as error:
+            if here == folder:
+                raise
+            left_out.append(here)
+            why[here] = f" ({error.strerror})"
+            continue
+        for path in entries:
+            if path.is_dir() and not path.is_symlink():
+                folders.append(path)
+            elif path.is_dir():
+                left_out.append(path)
+                why[path] = " (a link to a folder)"
+            else:
+                (media if is_medium(path) else left_out).append(path)
+    for found in (media, left_out):
+        found.sort(key=lambda path: _natural(path.relative_to(folder)))
+    return media, [f"{path.relative_to(folder)}{why.get(path, '')}" for path in left_out]
 
 
 def _natural(path: Path) -> list[list[tuple[int, str]]]:
@@ -129,52 +158,104 @@ def _natural(path: Path) -> list[list[tuple[int, str]]]:
 
 
 def _read_lines(path: Path) -> Iterator[Task]:
+    """A task for each line that is not empty; lines end with a line feed and nothing else."""
+    number = 0
+    with open_file(path) as file:
+        while line := file.readline((LINE_MIB << 20) + 1):
+            number += 1
+            name = f"{path.name}:{number}"
+            if len(line) > LINE_MIB << 20:
+                _skip_line(file)
+                error = f"it is longer than {LINE_MIB} MiB. Give media as files."
+                yield Task(name, error=f"{path}, line {number}: {error}", place=name)
+            elif line.strip():
+                yield _parsed(line, path, number)
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+        pass
+
+
+def _parsed(line: bytes, path: Path, number: int) -> Task:
+    name = f"{path.name}:{number}"
+    encoding = "utf-8-sig" if number == 1 else "utf-8"
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} cannot be read ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield _task(json.loads(line), f"{path.name}:{number}", path.parent)
-            except (ValueError, TypeError) as error:
-                raise TaskError(f"{path}, line {number}: {error}") from error
+        task = _task(json.loads(line.decode(encoding)), name, path.parent)
+    except UnicodeDecodeError as error:
+        task = Task(
+            name, place=name, error=f"it is not UTF-8 ({error.reason} at byte {error.start})."
+        )
+    except (ValueError, RecursionError) as error:
+        task = Task(name, place=name, error=f"it is not JSON ({error}).")
+    return replace(task, error=f"{path}, line {number}: {task.error}") if task.error else task
 
 
 def _task(line: Any, name: str, folder: Path) -> Task:
-    if not isinstance(line, dict):
-        raise ValueError("expected a JSON object.")
+    """The request of a line, which is called `name` if it has no id; or what is wrong with it."""
+    known = name
+    try:
+        if not isinstance(line, dict):
+            raise ValueError("expected a JSON object.")
+        known = _id(line.get("id"), name)
+        return _checked(line, known, name, folder)
+    except ValueError as error:
+        return Task(known, error=str(error), place=name)
+
+
+def _id(value: Any, name: str) -> str:
+    if value is None:
+        return name
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"id is {value!r:.60}; expected a text or a number.")
+    return str(value)
+
+
+def _checked(line: dict[str, Any], known: str, name: str, folder: Path) -> Task:
+    """Raise ValueError for a request that is wrong, in a sentence."""
     unknown = sorted(line.keys() - _KEYS)
     if unknown:
-        raise ValueError(f"unknown keys {', '.join(unknown)}; expected {', '.join(sorted(_KEYS))}.")
-    if "messages" in line and line.keys() & {"image", "video", "text", "system"}:
+        raise ValueError(
+            f"unknown keys {', '.join(unknown)[:200]}; expected {', '.join(sorted(_KEYS))}."
+        )
+    given = {key: value for key, value in line.items() if value is not None}
+    if "messages" in given and given.keys() & {"image", "video", "text", "system"}:
         raise ValueError("messages is the whole request; leave out image, video, text and system.")
-    files = [*_listed(line.get("image")), *_listed(line.get("video"))]
     return Task(
-        str(line.get("id", name)),
-        line.get("text", ""),
-        tuple(folder / file for file in files),
-        line.get("system", ""),
-        tuple(line.get("messages", ())),
-        {key: line[key] for key in SAMPLING if key in line},
+        known,
+        _text("text", given),
+        tuple(folder / file for key in ("image", "video") for file in _listed(given.get(key))),
+        _text("system", given),
+        _messages(given["messages"]) if "messages" in given else (),
+        check_sampling({key: given[key] for key in SETTINGS if key in given}),
+        place=name,
     )
+
+
+def _text(key: str, given: dict[str, Any]) -> str:
+    text = given.get(key, "")
+    if not isinstance(text, str):
+        raise ValueError(f"{key} is {text!r:.60}; expected a text.")
+    if not is_unicode(text):
+        raise ValueError(f"{key} holds half a character (a lone surrogate); expected Unicode.")
+    return text
 
 
 def _listed(value: Any) -> list[str]:
     values = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(item, str) for item in values):
-        raise ValueError(f"image and video are paths or lists of them, not {value!r}.")
+    if not all(isinstance(item, str) and item for item in values):
+        raise ValueError(f"image and video are paths or lists of them, not {value!r:.60}.")
     return values
 
 
-def _part(path: Path) -> dict[str, Any]:
-    """A file as vLLM's chat takes it, whole: no folder has to be shared with the engine."""
-    if not is_medium(path):
-        raise TaskError(f"{path} is no picture and no video by its name.")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TaskError(f"{path} cannot be read ({error.strerror}).") from error
-    kind = "video" if is_video(path) else "image"
-    media_type = mimetypes.guess_type(path.name)[0] or f"{kind}/{path.suffix[1:].lower()}"
-    return {"type": f"{kind}_url", f"{kind}_url": {"url": data_url(data, media_type)}}
+def _messages(value: Any) -> tuple[dict[str, Any], ...]:
+    """A conversation whose form is right; what its parts hold is for vLLM to judge."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"messages is {value!r:.60}; expected a list of messages, not empty.")
+    for number, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(
+                f"messages[{number}] is {message!r:.60}; expected an object with a role, which is "
+                "a text such as user, and with content."
+            )
+    return tuple(value)

@@ -172,7 +172,7 @@ def _directory(folder: Path) -> Iterator[Opener]:
 
 def _jsonl(path: Path) -> Iterator[Opener]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # texts may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise QuantiserError(
             f"{path} cannot be read ({error}); give a directory of pictures or a JSONL file."
