@@ -36,7 +36,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env env-ascend env-page env-docs env-suffix demo bench bench-quick docs dist check-dist test \
-	test-suffix test-page test-ascend test-npu lint format clean
+	soak test-suffix test-page test-ascend test-npu lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
