@@ -3,8 +3,7 @@
 
 The address is judged in the socket's own `connect`, the last step before the system's: so nothing
 depends on how a library reads a host (`2130706433` is 127.0.0.1 to some), resolves a name, or
-caches what it found. Names are judged when they are resolved, too, so that one with a public and a
-private address is reached by the public one.
+caches what it found. A name with a public and a private address is reached by the public one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from functools import cache
 from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
 from vllm.logger import init_logger
 from yarl import URL
 
@@ -85,32 +83,10 @@ class PublicSocket(socket.socket):
         raise NotPublic("no public address")
 
 
-class PublicResolver(AbstractResolver):
-    """Resolves names, and drops addresses that are not public."""
-
-    def __init__(self) -> None:
-        self._resolver = aiohttp.ThreadedResolver()
-
-    async def resolve(self, host: str, port: int = 0, *args: Any, **options: Any) -> list[Any]:
-        found = await self._resolver.resolve(host, port, *args, **options)
-        public = [entry for entry in found if is_public(entry["host"])]
-        if not public:
-            raise NotPublic("no public address")
-        return public
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
 def connector(public: bool) -> aiohttp.TCPConnector:
     """A connector for one request, to public addresses alone or to any."""
-    if not public:
-        return aiohttp.TCPConnector(use_dns_cache=False)
-    return aiohttp.TCPConnector(
-        resolver=PublicResolver(),
-        use_dns_cache=False,
-        socket_factory=lambda info: PublicSocket(*info[:3]),
-    )
+    kind = PublicSocket if public else socket.socket
+    return aiohttp.TCPConnector(use_dns_cache=False, socket_factory=lambda info: kind(*info[:3]))
 
 
 def refused(error: BaseException) -> bool:
