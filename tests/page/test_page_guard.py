@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`glm41v page` as it is started, asked by others than its own page."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.page.conftest import Running
+
+FILES = {"files": ("a.png", b"a picture", "image/png")}
+
+
+def test_its_own_page(running: Running) -> None:
+    """Guards the way of an upload, and names that lead to this machine alone."""
+    port = urlsplit(running.address).port
+    for host in ("127.0.0.1", "localhost"):
+        headers = {"Host": f"{host}:{port}", "Origin": f"http://{host}:{port}"}
+        upload = f"{running.address}/gradio_api/upload"
+        assert httpx.post(upload, files=FILES, headers=headers).status_code == 200
+        assert httpx.get(running.address, headers={"Host": headers["Host"]}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["", "/gradio_api/upload", "/gradio_api/queue/join", "/config"])
+def test_others(running: Running, path: str) -> None:
+    """Guards against another page that uses this one, by its own name or by one that leads here."""
+    host = urlsplit(running.address).netloc
+    url = running.address + path
+    for headers in (
+        {"Host": "evil.test"},
+        {"Host": "evil.test", "Origin": "http://evil.test"},
+        {"Host": host, "Origin": "http://evil.test"},
+        {"Host": host, "Origin": "null"},
+    ):
+        assert httpx.post(url, files=FILES, headers=headers).status_code == 403
+    assert httpx.get(url, headers={"Host": "evil.test"}).status_code == 403
