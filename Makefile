@@ -84,6 +84,14 @@ bench: env  ## every benchmark beside its peers, and a report (an hour or two; B
 bench-quick: env  ## fewer rounds of them (a quarter of an hour on two quiet cores)
 	@$(call run_benchmarks,--quick)
 
+SOAK_SECONDS ?= 3600
+soak: env  ## memory of a server under an hour of load, and a report (SOAK_SECONDS=600 for less)
+	@mkdir -p $(BENCH_RESULTS)/soak; status=0; \
+	$(VENV)/python -m benchmarks.soak --seconds $(SOAK_SECONDS) \
+		--json $(BENCH_RESULTS)/soak/soak.json || status=$$?; \
+	$(VENV)/glm41v report $(BENCH_RESULTS)/soak --output $(BENCH_RESULTS)/soak/report.html \
+		--markdown $(BENCH_RESULTS)/soak/report.md || status=$$?; exit $$status
+
 lint: env  ## ruff and mypy
 	$(VENV)/ruff check $(SOURCES)
 	$(VENV)/ruff format --check $(SOURCES)

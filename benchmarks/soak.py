@@ -48,6 +48,9 @@ SAMPLES = 240
 POINTS = 24
 """Measurements in all, and lines of the report."""
 
+LEAST = 9
+"""Measurements that a process has to have before anything is said of it."""
+
 NAMED = ("--served-model-name", "tiny")
 SMALL_CACHES = ("--kv-cache-memory-bytes", str(24 << 20), "--mm-processor-cache-gb", "0.05")
 Memory = dict[str, list[tuple[float, float]]]
@@ -150,6 +153,24 @@ class Clients:
                 self.wrong.append(f"{kind}: {response.status_code}, expected {expected}")
 
 
+def resident(process: psutil.Process) -> float:
+    """MiB that the process has in memory, but for files that are mapped, such as libraries.
+
+    Shares of those would change with whatever else the machine runs.
+
+    Raises:
+        psutil.NoSuchProcess: It has ended.
+    """
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(process.pid) from None
+    fields = dict(line.split(":", 1) for line in lines)
+    if "RssAnon" not in fields:  # a process that has ended, and that nobody has asked about
+        raise psutil.NoSuchProcess(process.pid)
+    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
+
+
 def label(process: psutil.Process, server: psutil.Process) -> str:
     """A name of the process that is the same in every run."""
     if process.pid == server.pid:
@@ -167,9 +188,7 @@ async def watch(server: psutil.Process, every: float, memory: Memory) -> None:
         now = time.monotonic() - begin
         for process in [server, *server.children(recursive=True)]:
             try:
-                # Proportional: what processes share counts once in their sum.
-                size = process.memory_full_info().pss / (1 << 20)
-                memory[label(process, server)].append((now, size))
+                memory[label(process, server)].append((now, resident(process)))
             except psutil.NoSuchProcess:
                 continue
         await asyncio.sleep(every)
@@ -189,15 +208,22 @@ async def soak(
     return memory, clients
 
 
+def settled(memory: Memory) -> dict[str, Growth]:
+    """The growth of each process but for those that lived for a moment alone."""
+    return {name: growth(points) for name, points in memory.items() if len(points) >= LEAST}
+
+
 def verdict(memory: Memory, clients: Clients, most: float) -> list[str]:
     """What is wrong, in a sentence each; nothing where all is well."""
-    found = [f"The {name} process has ended." for name, points in memory.items() if len(points) < 9]
-    for name, points in memory.items():
-        if len(points) >= 9 and (grown := growth(points)).rise > most:
+    end = max(points[-1][0] for points in memory.values())
+    grown = settled(memory)
+    ended = [name for name in grown if memory[name][-1][0] < 0.9 * end]
+    found = [f"The process {name} ended before the others." for name in ended]
+    for name, (rise, hourly, _) in grown.items():
+        if rise > most and name not in ended:
             found.append(
-                f"The {name} process grows: {grown.rise:.1f} MiB after settling, "
-                f"{grown.hourly:.0f} MiB an hour; expected {most:g} MiB at most. Look for what "
-                "requests leave behind."
+                f"The process {name} grows: {rise:.1f} MiB after settling, {hourly:.0f} MiB an "
+                f"hour; expected {most:g} MiB at most. Look for what requests leave behind."
             )
     if clients.wrong:
         first = "; ".join(clients.wrong[:3])
@@ -224,11 +250,9 @@ def rows(memory: Memory) -> list[Row]:
 def summary(memory: Memory, clients: Clients) -> list[Row]:
     """What was asked, and where each process's memory stands and goes after settling."""
     lines = [_row("requests", kind, "", [number]) for kind, number in clients.done.items()]
-    for name, points in memory.items():
-        if len(points) >= 9:
-            grown = growth(points)
-            lines.append(_row("memory after settling", name, "MiB", [grown.level]))
-            lines.append(_row("growth after settling", name, "MiB an hour", [grown.hourly]))
+    for name, grown in settled(memory).items():
+        lines.append(_row("memory after settling", name, "MiB", [grown.level]))
+        lines.append(_row("growth after settling", name, "MiB an hour", [grown.hourly]))
     return lines
 
 
@@ -282,7 +306,7 @@ def main() -> None:
         "Memory under an hour of new pictures",
         [*lines, *rows(memory)],
         notes=[
-            "The tiny checkpoint, eager on a CPU; memory is the proportional set size.",
+            "The tiny checkpoint, eager on a CPU; memory without files that are mapped.",
             *(wrong or ["No process grows after settling."]),
         ],
     )
