@@ -86,7 +86,7 @@ bench-quick: env  ## fewer rounds of them (a quarter of an hour on two quiet cor
 
 SOAK_SECONDS ?= 3600
 soak: env  ## memory of a server under an hour of load, and a report (SOAK_SECONDS=600 for less)
-	@mkdir -p $(BENCH_RESULTS)/soak; status=0; \
+	@mkdir -p $(BENCH_RESULTS)/soak; rm -f $(BENCH_RESULTS)/soak/soak.json; status=0; \
 	$(VENV)/python -m benchmarks.soak --seconds $(SOAK_SECONDS) \
 		--json $(BENCH_RESULTS)/soak/soak.json || status=$$?; \
 	$(VENV)/glm41v report $(BENCH_RESULTS)/soak --output $(BENCH_RESULTS)/soak/report.html \

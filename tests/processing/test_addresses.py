@@ -130,6 +130,13 @@ def test_the_socket_alone(port: int, address: str) -> None:
         one.connect_ex((address, port))
 
 
+@pytest.mark.usefixtures("internet")
+@pytest.mark.parametrize("runs", [asyncio.run, uvloop.run])
+def test_a_public_host_is_reached(port: int, runs: Callable[..., Any]) -> None:
+    """Guards against a socket that one of the event loops cannot use."""
+    assert runs(fetch_async(f"http://{HERE}:{port}/picture", (), 1000, 5)).startswith(b"\x89PNG")
+
+
 # --- names ---
 
 

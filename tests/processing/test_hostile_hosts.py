@@ -25,7 +25,10 @@ ANSWERS = {
     "no HTTP": b"\x00\xff" * 500,
     "early hints without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20_000,
     "a header without end": OK + b"X-A: " + b"y" * 4 * MEBIBYTE,
-    "many headers": OK + b"".join(b"X-%d: y\r\n" % n for n in range(100_000)) + b"\r\n",
+    "many headers": OK
+    + b"Content-Length: 100\r\n"
+    + b"".join(b"X-%d: y\r\n" % n for n in range(100_000))
+    + b"\r\n",
     "a negative length": OK + b"Content-Length: -5\r\n\r\nabc",
     "two lengths": OK + b"Content-Length: 1\r\nContent-Length: 3\r\n\r\nabc",
     "a length without end": OK + b"Content-Length: " + b"9" * 40 + b"\r\n\r\n",
