@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from urllib.parse import urlsplit
 
 import httpx
@@ -36,3 +37,28 @@ def test_others(running: Running, path: str) -> None:
     ):
         assert httpx.post(url, files=FILES, headers=headers).status_code == 403
     assert httpx.get(url, headers={"Host": "evil.test"}).status_code == 403
+
+
+def test_urls_are_not_fetched(running: Running) -> None:
+    """Guards against files of any size, which gradio would fetch in place of an upload."""
+    config = httpx.get(f"{running.address}/config").json()
+    kinds = {component["id"]: component["type"] for component in config["components"]}
+    file = {"path": "https://192.0.2.1/a.png", "meta": {"_type": "gradio.FileData"}}
+    values = {"multimodaltextbox": {"text": "What?", "files": [file]}, "chatbot": [], "textbox": ""}
+    functions = [
+        (one["id"], [values.get(kinds[id]) for id in one["inputs"]])
+        for one in config["dependencies"]
+        if "multimodaltextbox" in map(kinds.get, one["inputs"])
+    ]
+    assert functions
+    for number, (function, data) in enumerate(functions):
+        session = f"test{number}"
+        body = {"data": data, "fn_index": function, "session_hash": session}
+        joined = httpx.post(f"{running.address}/gradio_api/queue/join", json=body)
+        assert joined.status_code == 200, joined.text
+        events = f"{running.address}/gradio_api/queue/data?session_hash={session}"
+        with httpx.stream("GET", events, timeout=60) as response:
+            lines = [json.loads(line[5:]) for line in response.iter_lines() if line]
+        (done,) = (line for line in lines if line["msg"] == "process_completed")
+        assert not done["success"]
+        assert "This page fetches no URLs" in done["output"]["error"]

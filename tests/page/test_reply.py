@@ -127,6 +127,8 @@ def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         request(history, [PICTURE] * 7, "", "")
     history += [user(*[PICTURE] * 7), assistant("", id=ERROR)]
     assert len(request(history, [PICTURE], "", "")) == 3
+    with pytest.raises(MediaError, match="gone.png is not here any more.*upload it again"):
+        request([], [str(tmp_path / "gone.png")], "", "")
     large = tmp_path / "large.mp4"
     with large.open("wb") as file:
         file.truncate((512 << 20) + 1)  # sparse; it is not read

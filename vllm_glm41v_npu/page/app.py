@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import processing_utils
 from PIL import Image
 from starlette.middleware import Middleware
 
@@ -96,6 +97,10 @@ def build(server: Server) -> gr.Blocks:
     return page
 
 
+async def _fetch_nothing(url: str, cache_dir: str) -> str:
+    raise gr.Error("This page fetches no URLs. Save the file, and upload it.")
+
+
 def launch(page: gr.Blocks, names: Names, port: int, uploads: Path) -> None:
     """Serve the page until it is interrupted.
 
@@ -103,6 +108,8 @@ def launch(page: gr.Blocks, names: Names, port: int, uploads: Path) -> None:
         names: Where it listens, and by which names browsers come.
         uploads: The folder that gradio keeps files in.
     """
+    # Gradio would fetch any URL that a request names in place of an upload, of any size.
+    processing_utils.async_ssrf_protected_download = _fetch_nothing
     middleware = [
         Middleware(NothingFromElsewhere),
         Middleware(OwnPageOnly, names=names),

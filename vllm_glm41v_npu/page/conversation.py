@@ -70,7 +70,14 @@ def open_picture(path: str) -> Image.Image | None:
 
 def _check_amount(files: Sequence[str]) -> None:
     """Raise MediaError where they are more than a request may have; nothing is read before."""
-    size = sum(Path(path).stat().st_size for path in files)
+    try:
+        size = sum(Path(path).stat().st_size for path in files)
+    except OSError as error:
+        name = Path(error.filename).name
+        raise MediaError(
+            f"{name} is not here any more: uploads are removed after a day. Begin a new "
+            "conversation, and upload it again."
+        ) from None
     if len(files) > MAX_FILES or size > MAX_BYTES:
         raise MediaError(
             f"This conversation has {len(files)} files of {size / (1 << 20):,.1f} MiB together; "
