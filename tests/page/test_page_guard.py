@@ -39,6 +39,14 @@ def test_others(running: Running, path: str) -> None:
     assert httpx.get(url, headers={"Host": "evil.test"}).status_code == 403
 
 
+def test_a_large_body(running: Running) -> None:
+    """Guards the limit where no files are uploaded: the questions and settings are texts."""
+    url = f"{running.address}/gradio_api/queue/join"
+    refused = httpx.post(url, content=bytes(17 << 20), timeout=60)
+    assert refused.status_code == 413
+    assert "this page takes 16 MiB" in refused.text
+
+
 def test_urls_are_not_fetched(running: Running) -> None:
     """Guards against files of any size, which gradio would fetch in place of an upload."""
     config = httpx.get(f"{running.address}/config").json()
