@@ -35,8 +35,8 @@ export TORCH_COMPILE_DISABLE := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-ascend env-page env-docs env-suffix demo bench bench-quick docs dist check-dist test accuracy \
-	test-suffix test-page test-ascend test-in-tree test-npu lint format clean
+.PHONY: help env env-ascend env-page env-docs env-suffix demo bench bench-quick docs dist check-dist test \
+	accuracy soak test-suffix test-page test-ascend test-in-tree test-npu lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,14 @@ bench: env  ## every benchmark beside its peers, and a report (an hour or two; B
 
 bench-quick: env  ## fewer rounds of them (a quarter of an hour on two quiet cores)
 	@$(call run_benchmarks,--quick)
+
+SOAK_SECONDS ?= 3600
+soak: env  ## memory of a server under an hour of load, and a report (SOAK_SECONDS=600 for less)
+	@mkdir -p $(BENCH_RESULTS)/soak; rm -f $(BENCH_RESULTS)/soak/soak.json; status=0; \
+	$(VENV)/python -m benchmarks.soak --seconds $(SOAK_SECONDS) \
+		--json $(BENCH_RESULTS)/soak/soak.json || status=$$?; \
+	$(VENV)/glm41v report $(BENCH_RESULTS)/soak --output $(BENCH_RESULTS)/soak/report.html \
+		--markdown $(BENCH_RESULTS)/soak/report.md || status=$$?; exit $$status
 
 lint: env  ## ruff and mypy
 	$(VENV)/ruff check $(SOURCES)

@@ -37,7 +37,7 @@ from vllm_glm41v_npu.media_files import data_url  # noqa: E402
 
 PACKAGE = "vllm_glm41v_npu"
 STEM = f"{PACKAGE}-{__version__}"
-IN_SDIST = ("LICENSE", "README.md", "PKG-INFO", "pyproject.toml", "setup.py")
+IN_SDIST = ("LICENSE", "README.md", "SECURITY.md", "PKG-INFO", "pyproject.toml", "setup.py")
 NOT_IN_SDIST = ("tests", "tools", "benchmarks", "examples", "npu_emulator", "docs", "assets")
 START_SECONDS = 300
 VLLM = "from vllm.entrypoints.cli.main import main; main()"

@@ -240,6 +240,18 @@ def test_answer_that_was_cut(tab: Tab, fake: Fake) -> None:
     expect(tab.said.locator("img")).to_have_count(0)
 
 
+def test_too_many_pictures(tab: Tab, fake: Fake, tmp_path: Path) -> None:
+    """Guards the sentence, that nothing is sent, and that the next question is answered."""
+    pictures = [tmp_path / f"{number}.jpg" for number in range(17)]
+    for picture in pictures:
+        picture.write_bytes(PICTURE.read_bytes())
+    tab.ask("Which?", *pictures)
+    expect(tab.said).to_contain_text("has 17 files")
+    assert fake.bodies == []
+    tab.ask("And this?", PICTURE)
+    expect(tab.said.last).to_contain_text("Hello")
+
+
 def test_labels_in_chinese(chromium: Browser, running: Running) -> None:
     """Guards the browser's language."""
     with chromium.new_context(locale="zh-CN") as context:

@@ -117,3 +117,20 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.touch()
     with pytest.raises(MediaError, match="notes.txt is neither a picture nor a video"):
         request([], [str(path)], "What?", "")
+
+
+def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the page's memory, and against a conversation that cannot go on after a refusal."""
+    history = [user(*[PICTURE] * 10), assistant("1")]
+    assert len(request(history, [PICTURE] * 6, "", "")) == 3
+    with pytest.raises(MediaError, match="has 17 files of .* the page sends 16 files and 512 MiB"):
+        request(history, [PICTURE] * 7, "", "")
+    history += [user(*[PICTURE] * 7), assistant("", id=ERROR)]
+    assert len(request(history, [PICTURE], "", "")) == 3
+    with pytest.raises(MediaError, match="gone.png is not here any more.*upload it again"):
+        request([], [str(tmp_path / "gone.png")], "", "")
+    large = tmp_path / "large.mp4"
+    with large.open("wb") as file:
+        file.truncate((512 << 20) + 1)  # sparse; it is not read
+    with pytest.raises(MediaError, match="has 1 files of 512.0 MiB together"):
+        request([], [str(large)], "", "")

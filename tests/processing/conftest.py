@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from vllm.multimodal.cache import BaseMultiModalProcessorCache  # noqa: E402
 from vllm.multimodal.processing import InputProcessingContext  # noqa: E402
 from vllm.tokenizers import cached_tokenizer_from_config  # noqa: E402
 
+from tests.processing.web import serve  # noqa: E402
 from vllm_glm41v_npu.processing.info import (  # noqa: E402
     Glm41vDummyInputsBuilder,
     Glm41vProcessingInfo,
@@ -63,3 +64,10 @@ def processor(make_processor: MakeProcessor) -> Glm41vMultiModalProcessor:
 @pytest.fixture(scope="session")
 def hf_processor() -> Glm4vProcessor:
     return AutoProcessor.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Where a `web.Host` answers on 127.0.0.1."""
+    with serve() as found:
+        yield found

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from importlib.util import find_spec
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -32,6 +33,10 @@ def page(
         str, typer.Option(help="Whoever reaches this address may use the server by the page.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name by which browsers come here, such as a proxy's."),
+    ] = None,
 ) -> None:
     """Chat with a model that is served, about pictures and clips, in the browser.
 
@@ -48,11 +53,13 @@ def page(
     with TemporaryDirectory(prefix="glm41v-page-") as folder:  # nobody else may read it
         _set_up_gradio(folder)
         from vllm_glm41v_npu.page.app import build, launch
+        from vllm_glm41v_npu.page.guard import Names
         from vllm_glm41v_npu.page.server import Server
 
         typer.echo(f"The page is at http://{host}:{port}, and asks the server at {address}.")
         try:
-            launch(build(Server(address, api_key, model)), host, port)
+            names = Names(host, {name.lower() for name in allow_host or ()})
+            launch(build(Server(address, api_key, model)), names, port, Path(folder))
         except OSError:  # gradio says which of its own arguments to change
             fail(
                 f"The page cannot be served at {host}:{port}: another program has this port, or "

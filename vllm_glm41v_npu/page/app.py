@@ -6,22 +6,22 @@ from __future__ import annotations
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import processing_utils
 from PIL import Image
 from starlette.middleware import Middleware
 
 from vllm_glm41v_npu.serving.grounding import Box, draw_boxes
 
 from .conversation import ERROR, NOTE, MediaError, Message, last_media, open_picture, request
+from .guard import LIMITS, BoundedBodies, Names, OwnPageOnly
 from .headers import NothingFromElsewhere
 from .labels import CHINESE, ENGLISH
 from .reply import Reply
 from .server import Server, ServerError
-
-MAX_FILE_SIZE = 512 * gr.FileSize.MB
-"""What a server of this package takes of a video."""
 
 FORGET = (3600, 24 * 3600)
 """Every hour, files that were uploaded a day ago."""
@@ -97,20 +97,36 @@ def build(server: Server) -> gr.Blocks:
     return page
 
 
-def launch(page: gr.Blocks, host: str, port: int) -> None:
-    """Serve the page until it is interrupted."""
+async def _fetch_nothing(url: str, cache_dir: str) -> str:
+    raise gr.Error("This page fetches no URLs. Save the file, and upload it.")
+
+
+def launch(page: gr.Blocks, names: Names, port: int, uploads: Path) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        names: Where it listens, and by which names browsers come.
+        uploads: The folder that gradio keeps files in.
+    """
+    # Gradio would fetch any URL that a request names in place of an upload, of any size.
+    processing_utils.async_ssrf_protected_download = _fetch_nothing
+    middleware = [
+        Middleware(NothingFromElsewhere),
+        Middleware(OwnPageOnly, names=names),
+        Middleware(BoundedBodies, folder=uploads),
+    ]
     page.launch(
-        server_name=host,
+        server_name=names.host,
         server_port=port,
         share=False,
         ssr_mode=False,
         enable_monitoring=False,
         footer_links=[],
-        max_file_size=MAX_FILE_SIZE,
+        max_file_size=LIMITS.upload,
         quiet=True,
         i18n=words,
         css=CSS,
-        app_kwargs={"middleware": [Middleware(NothingFromElsewhere)]},
+        app_kwargs={"middleware": middleware},
     )
 
 

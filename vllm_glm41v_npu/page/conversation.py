@@ -11,7 +11,7 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -20,11 +20,21 @@ from vllm_glm41v_npu.media_files import data_url
 NOTE, ERROR = "note", "error"
 """Metadata ids: what the page remarks about an answer, and why there is none."""
 
+MAX_FILES, MAX_BYTES = 16, 512 << 20
+"""Pictures and clips of one request, those of earlier questions among them, and their bytes."""
+
 Message = dict[str, Any]
 
 
+class Question(NamedTuple):
+    """A question's files, by their paths, and its text."""
+
+    files: Sequence[str]
+    text: str
+
+
 class MediaError(Exception):
-    """A file that is neither a picture nor a video; a sentence for the person at the page."""
+    """A file that is not sent, or too many; a sentence for the person at the page."""
 
 
 def request(history: Sequence[Message], files: Sequence[str], text: str, system: str) -> list:
@@ -32,16 +42,19 @@ def request(history: Sequence[Message], files: Sequence[str], text: str, system:
 
     Raises MediaError.
     """
-    messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+    turns: list[Question | Message] = []
     for message in history:
         metadata = message.get("metadata") or {}
         if metadata.get("id") == ERROR:
-            _drop_turn(messages)
+            _drop_turn(turns)
         elif message["role"] == "user":
-            messages.append(_user(_files(message), _text(message)))
+            turns.append(Question(_files(message), _text(message)))
         elif not metadata and (said := _text(message)):
-            messages.append({"role": "assistant", "content": said})
-    return [*messages, _user(files, text)]
+            turns.append({"role": "assistant", "content": said})
+    turns.append(Question(files, text))
+    _check_amount([path for turn in turns if isinstance(turn, Question) for path in turn.files])
+    messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+    return messages + [_user(*turn) if isinstance(turn, Question) else turn for turn in turns]
 
 
 def last_media(history: Sequence[Message], files: Sequence[str]) -> list[str]:
@@ -53,6 +66,24 @@ def last_media(history: Sequence[Message], files: Sequence[str]) -> list[str]:
 def open_picture(path: str) -> Image.Image | None:
     """The picture in a file; None where it is a video."""
     return Image.open(path) if _kind(path).startswith("image/") else None
+
+
+def _check_amount(files: Sequence[str]) -> None:
+    """Raise MediaError where they are more than a request may have; nothing is read before."""
+    try:
+        size = sum(Path(path).stat().st_size for path in files)
+    except OSError as error:
+        name = Path(error.filename).name
+        raise MediaError(
+            f"{name} is not here any more: uploads are removed after a day. Begin a new "
+            "conversation, and upload it again."
+        ) from None
+    if len(files) > MAX_FILES or size > MAX_BYTES:
+        raise MediaError(
+            f"This conversation has {len(files)} files of {size / (1 << 20):,.1f} MiB together; "
+            f"the page sends {MAX_FILES} files and {MAX_BYTES >> 20} MiB at most. Begin a new one, "
+            "with fewer or smaller files."
+        )
 
 
 def _user(files: Iterable[str], text: str) -> Message:
@@ -78,9 +109,9 @@ def _kind(path: str) -> str:
     return kind
 
 
-def _drop_turn(messages: list[Message]) -> None:
+def _drop_turn(turns: list[Question | Message]) -> None:
     """Forget the last question, which was not answered to its end."""
-    while messages and messages.pop()["role"] != "user":
+    while turns and not isinstance(turns.pop(), Question):
         pass
 
 

@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import ipaddress
 import re
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import aiohttp
 import pybase64
-from aiohttp.abc import AbstractResolver
 from vllm import envs
 from vllm.connections import _is_retryable
 from yarl import URL
 
+from .addresses import connector, is_public, literal, proxy_for, refused
 from .downloads import claim
 from .limits import mebibytes
 
@@ -37,7 +34,6 @@ MAX_MEGABYTES = {"VLLM_GLM41V_NPU_MAX_IMAGE_MB": 100, "VLLM_GLM41V_NPU_MAX_VIDEO
 _REDIRECTS = 5
 _CHUNK = 1 << 16
 _NOT_BASE64 = re.compile("[^A-Za-z0-9+/]")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class MediaRefused(ValueError):
@@ -66,7 +62,8 @@ async def fetch_async(
     """What a http or https URL holds.
 
     As in vLLM: VLLM_MEDIA_FETCH_MAX_RETRIES tries, each with four times the time and the pause of
-    the one before; VLLM_MEDIA_URL_ALLOW_REDIRECTS; proxies of the environment.
+    the one before; VLLM_MEDIA_URL_ALLOW_REDIRECTS; proxies of the environment. Unlike there, no
+    host is sent a password of ~/.netrc.
 
     Args:
         allowed_domains: The only hosts, whatever their address; empty for all that are public.
@@ -77,15 +74,16 @@ async def fetch_async(
         MediaRefused: The host is not allowed, or gives no such file.
     """
     tries = max(envs.VLLM_MEDIA_FETCH_MAX_RETRIES, 1)
+    target = _parsed(url)
     for attempt in range(tries):
         try:
-            return await _follow(url, allowed_domains, limit, timeout and timeout * 4**attempt)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return await _follow(target, allowed_domains, limit, timeout and timeout * 4**attempt)
+        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeError) as error:
             if attempt + 1 < tries and _is_retryable(error):
                 await asyncio.sleep(4**attempt)
                 continue
             raise MediaRefused(
-                f"The file was not fetched from {URL(url).host}: {_reason(error)}. Check the URL, "
+                f"The file was not fetched from {target.host}: {_reason(error)}. Check the URL, "
                 "or send the file in the request, as a data URL."
             ) from error
     raise AssertionError("the last try returns or raises")
@@ -101,28 +99,54 @@ def _reason(error: BaseException) -> str:
 
 
 async def _follow(
-    url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None
+    target: URL, allowed_domains: Sequence[str], limit: int, timeout: float | None
 ) -> bytes:
-    target = URL(url)
     for _ in range(_REDIRECTS + 1):
         trusted = _check_host(target, allowed_domains)
-        async with (
-            _session(target, trusted, timeout) as session,
-            session.get(target, allow_redirects=False) as response,
-        ):
-            location = response.headers.get("Location")
-            if not 300 <= response.status < 400 or location is None:
-                response.raise_for_status()
-                return await _read(response, limit)
+        try:
+            found = await _ask(target, trusted, limit, timeout)
+        except (aiohttp.ClientError, OSError) as error:
+            if refused(error):
+                raise _private(target.host) from None
+            raise
+        if isinstance(found, bytes):
+            return found
         if not envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS:
             raise MediaRefused(
                 f"{target.host} redirects elsewhere, which this server does not follow "
                 "(VLLM_MEDIA_URL_ALLOW_REDIRECTS=0). Send the URL of the file itself."
             )
-        target = target.join(URL(location))
+        target = target.join(found)
     raise MediaRefused(
         f"The file was not fetched: over {_REDIRECTS} redirects. Send the URL of the file itself."
     )
+
+
+async def _ask(url: URL, trusted: bool, limit: int, timeout: float | None) -> bytes | URL:
+    """What a URL holds, or where it redirects to.
+
+    Only a public address is connected to, unless the host is `trusted`, or a proxy stands between:
+    that resolves the name itself, and is where such rules belong then.
+    """
+    proxy = proxy_for(url)
+    session = aiohttp.ClientSession(
+        connector=connector(public=not trusted and proxy is None),
+        timeout=aiohttp.ClientTimeout(total=timeout),
+        headers={"User-Agent": "vLLM"},
+    )
+    async with session, session.get(url, allow_redirects=False, proxy=proxy) as response:
+        location = response.headers.get("Location")
+        if 300 <= response.status < 400 and location is not None:
+            return _parsed(location)
+        response.raise_for_status()
+        return await _read(response, limit)
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return URL(url)
+    except ValueError as error:  # what yarl says of it, such as "Invalid IPv6 URL"
+        raise MediaRefused(f"A URL cannot be read: {error}. Check how it is written.") from error
 
 
 def _check_host(url: URL, allowed_domains: Sequence[str]) -> bool:
@@ -139,29 +163,10 @@ def _check_host(url: URL, allowed_domains: Sequence[str]) -> bool:
                 f"(--allowed-media-domains): {', '.join(allowed_domains)}."
             )
         return True
-    if not _may_be_public(url.host):
+    address = literal(url.host)
+    if address is not None and not is_public(address):
         raise _private(url.host)
     return False
-
-
-def _session(url: URL, trusted: bool, timeout: float | None) -> aiohttp.ClientSession:
-    """A client for one request; its resolver takes public addresses alone, unless `trusted`.
-
-    A proxy of the environment resolves the name itself, and is where such rules belong then.
-    """
-    resolver = None if trusted or _has_proxy(url) else PublicResolver()
-    connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
-    return aiohttp.ClientSession(
-        connector=connector,
-        trust_env=True,
-        timeout=aiohttp.ClientTimeout(total=timeout),
-        headers={"User-Agent": "vLLM"},
-    )
-
-
-def _has_proxy(url: URL) -> bool:
-    proxies = urllib.request.getproxies()
-    return url.scheme in proxies and not urllib.request.proxy_bypass(url.host or "")
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -188,52 +193,12 @@ def check_size(size: int, limit: int) -> None:
         )
 
 
-class PublicResolver(AbstractResolver):
-    """Resolves names, and drops addresses that are not public."""
-
-    def __init__(self) -> None:
-        self._resolver = aiohttp.ThreadedResolver()
-
-    async def resolve(self, host: str, port: int = 0, *args: Any, **options: Any) -> list[Any]:
-        found = await self._resolver.resolve(host, port, *args, **options)
-        public = [entry for entry in found if is_public(entry["host"])]
-        if not public:
-            raise _private(host)
-        return public
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
-def _private(host: str) -> MediaRefused:
+def _private(host: str | None) -> MediaRefused:
     return MediaRefused(
         f"The host {host} has no public address, and this server fetches from public ones. Send "
         "the file in the request, as a data URL; whoever runs the server can allow hosts, with "
         "--allowed-media-domains."
     )
-
-
-def _may_be_public(host: str) -> bool:
-    """False for an address that is not public; names are looked up when connecting."""
-    try:
-        return is_public(host)
-    except ValueError:
-        return True
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet's, by IANA's registries.
-
-    IPv6 addresses that stand for an IPv4 one (mapped, 6to4, NAT64) are judged by that.
-    """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
 
 
 def find_file(path: Path, folder: Path, limit: int) -> Path:
