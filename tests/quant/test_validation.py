@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from vllm.engine.arg_utils import EngineArgs
 
-from tests.quant.cases import DATA, write_mixed
+from tests.quant.cases import DATA, write_mindie, write_mixed
 from vllm_glm41v_npu import plugin
 from vllm_glm41v_npu.checkpoint import Checkpoint
 from vllm_glm41v_npu.models.shapes import checkpoint_shapes
@@ -56,6 +56,17 @@ def test_good_checkpoints(tmp_path: Path) -> None:
     for name in ("w8a8_bf16", "w8a8s_fp16"):
         check(DATA / name, "float32")
     check(write_mixed(tmp_path), "float16")
+    for name, dtype in (("w8a8_bf16", "bfloat16"), ("w8a8s_fp16", "float16")):
+        check(write_mindie(DATA / name, tmp_path / name), dtype)
+
+
+def test_a_wrapped_norm_that_is_no_float_is_refused(tmp_path: Path) -> None:
+    """Guards the form for MindIE, whose description does not say what its norms are stored in."""
+    folder = write_mindie(DATA / "w8a8_bf16", tmp_path / "mindie")
+    name = "model.language_model.layers.0.input_layernorm.module.weight"
+    change(folder, name, torch.ones(256, dtype=torch.int8))
+    with pytest.raises(CheckpointError, match=f"'{name}' in {WEIGHTS} is I8, not F64 or"):
+        check(folder)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from vllm_glm41v_npu.platform import Backend
 from vllm_glm41v_npu.quant.description import (
     COMPRESSED,
     DEQ_SCALE_DTYPES,
-    DESCRIPTION,
     KNOWN_TYPES,
     Description,
     DescriptionError,
@@ -83,10 +82,6 @@ def _whether_it_loads(
         return ok(NAME, found)
     if description.kind == COMPRESSED:
         return _whether_shards_load(folder, found, backend)
-    if backend.is_ascend and description.file != DESCRIPTION:
-        advice = "Quantise again without --mindie_format."
-        reads = f"in its form for MindIE ({description.file}); vllm-ascend reads {DESCRIPTION}"
-        return fail(NAME, f"{found}, {reads}", advice)
     return ok(NAME, f"{found}, which loads on {backend.name} without --quantization")
 
 

@@ -17,8 +17,9 @@ from torch import nn
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import WeightsMapper, is_pp_missing_parameter
 
+from ..checkpoint import plain_name
 from ..processing.settings import ImageSettings
-from .norm_bias import plain_name, take_norm_bias, unwrapped
+from .norm_bias import take_norm_bias, unwrapped
 from .rope import deinterleave, head_size, rotary_dim
 from .shapes import TEXT, VISION, checkpoint_shapes
 from .vision import PIXEL_OFFSET

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_glm41v_npu.checkpoint import FLOATS
+from vllm_glm41v_npu.checkpoint import FLOATS, WRAPPER
 
 DESCRIPTION = "quant_model_description.json"
 MINDIE_DESCRIPTIONS = "quant_model_description_*.json"
@@ -119,6 +119,9 @@ class Description:
     def from_json(cls, content: Mapping[str, object], file: str = DESCRIPTION) -> Description:
         """From the parsed file.
 
+        The form for MindIE gives a wrapped norm the type of the layer behind it; its tensors are
+        floats all the same.
+
         Raises:
             DescriptionError: A tensor's type is no string.
         """
@@ -131,10 +134,15 @@ class Description:
                     f"{file}: {name!r} has the type {kind!r}; a name is needed, one of "
                     f"{', '.join(KNOWN_TYPES)}. Quantise again, or copy the file again."
                 )
-            types[name] = kind
+            types[name] = FLOAT if WRAPPER in name else kind
         extras = {name: value for name, value in content.items() if "." not in name}
         kind = extras.get("model_quant_type") or _main_type(types)
         return cls(file, str(kind), types, extras)
+
+    @property
+    def content(self) -> dict[str, object]:
+        """What the file would be in the plain form."""
+        return {**self.extras, **self.types}
 
     def renamed(self, rename: Callable[[str], str]) -> Description:
         """With other names of the tensors, such as vLLM's."""

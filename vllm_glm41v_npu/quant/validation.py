@@ -16,7 +16,7 @@ from itertools import islice
 import torch
 from safetensors import safe_open
 
-from vllm_glm41v_npu.checkpoint import FLOATS, Checkpoint, Tensor
+from vllm_glm41v_npu.checkpoint import FLOATS, WRAPPER, Checkpoint, Tensor
 from vllm_glm41v_npu.quant.description import (
     COMPRESSED,
     DEQ_SCALE_DTYPES,
@@ -82,8 +82,10 @@ class Tensors:
         self, checkpoint: Checkpoint, description: Description, rename: Callable[[str], str]
     ) -> None:
         self.folder = checkpoint.folder
-        self.headers = {rename(name): tensor for name, tensor in checkpoint.tensors.items()}
-        self.names = {rename(name): name for name in (*description.types, *checkpoint.tensors)}
+        # Of a norm that is there twice, the wrapped one is loaded.
+        on_disk = sorted(checkpoint.tensors, key=lambda name: WRAPPER in name)
+        self.headers = {rename(name): checkpoint.tensors[name] for name in on_disk}
+        self.names = {rename(name): name for name in (*description.types, *on_disk)}
         self.description = description.renamed(rename)
 
     def called(self, name: str) -> str:

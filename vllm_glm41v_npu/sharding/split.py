@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from vllm_glm41v_npu.models.norm_bias import plain_name
+from vllm_glm41v_npu.checkpoint import plain_name
 from vllm_glm41v_npu.models.rope import head_size
 from vllm_glm41v_npu.models.shapes import TEXT, uneven
 from vllm_glm41v_npu.models.weights import FUSED, IN_DEQ_SCALE, PER_CHANNEL
