@@ -86,15 +86,14 @@ def test_description_of_other_weights(machine, copy):
 
 
 def test_mindie_form(ascend, machine, copy):
-    """Guards against a description that vllm-ascend does not find: it would load as float."""
+    """Guards a form that loads on every backend."""
     quantise(copy, "W8A8", "F32")
     plain = copy / "quant_model_description.json"
     plain.rename(copy / "quant_model_description_w8a8.json")
-    assert say(machine(copy), "checkpoint type").status == "ok"
-    on_a2 = say(machine(copy, device="npu"), "checkpoint type")
-    assert on_a2.status == "fail"
-    assert "in its form for MindIE (quant_model_description_w8a8.json)" in on_a2.found
-    assert "--mindie_format" in on_a2.advice
+    for where in (machine(copy), machine(copy, device="npu")):
+        finding = say(where, "checkpoint type")
+        assert finding.status == "ok"
+        assert "loads on" in finding.found
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,18 @@ def write_mixed(folder: Path, tower: bool = True) -> Path:
     for name in tensors:
         if "norm" in name and name.endswith(".bias") and "post_projection" not in name:
             tensors[name] = 0.2 * torch.randn(tensors[name].shape, generator=generator)
+    wrap_norms(tensors, kinds, "W8A8S")
     save_file(tensors, folder / "quant_model_weight_w8a8s.safetensors")
     (folder / "quant_model_description_w8a8s.json").write_text(json.dumps(kinds))
     return folder
+
+
+def wrap_norms(tensors: dict[str, torch.Tensor], kinds: dict[str, str], kind: str) -> None:
+    """Add each RMSNorm a second time, as msModelSlim does with --mindie_format."""
+    for name in [name for name in tensors if "norm" in name and "post_projection" not in name]:
+        layer, _, suffix = name.rpartition(".")
+        wrapped = f"{layer}.module.{suffix}"
+        tensors[wrapped], kinds[wrapped] = tensors[name].clone(), kind
 
 
 def write_mindie(source: Path, folder: Path) -> Path:
@@ -76,10 +85,7 @@ def write_mindie(source: Path, folder: Path) -> Path:
     kind = kinds["model_quant_type"]
     (weights,) = folder.glob("*.safetensors")
     tensors = load_file(weights)
-    for name in [name for name in tensors if is_wrapped_norm(name)]:
-        layer, _, suffix = name.rpartition(".")
-        wrapped = f"{layer}.module.{suffix}"
-        tensors[wrapped], kinds[wrapped] = tensors[name].clone(), kind
+    wrap_norms(tensors, kinds, kind)
     del kinds["version"]
     save_file(tensors, weights)
     plain.unlink()
@@ -89,11 +95,6 @@ def write_mindie(source: Path, folder: Path) -> Path:
     own["quantization_config"] = config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(own))
     return folder
-
-
-def is_wrapped_norm(name: str) -> bool:
-    """Whether msModelSlim wraps the norm of this tensor: each but the merger's LayerNorm."""
-    return "norm" in name and "post_projection_norm" not in name
 
 
 def make_dynamic(layer: str, tensors: dict[str, torch.Tensor], kinds: dict[str, str]) -> None:
