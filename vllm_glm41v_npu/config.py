@@ -13,13 +13,14 @@ vLLM, the tokenizer and the network all see the same object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig
 from transformers.models.glm4v.configuration_glm4v import Glm4vConfig as TransformersGlm4vConfig
 
 from vllm_glm41v_npu.config_rope import ROPE_KEYS, ConfigError, rope_parameters
+from vllm_glm41v_npu.tokens import first, mark_ids
 
 Json = dict[str, Any]
 
@@ -58,15 +59,6 @@ ACTIVATIONS = ("silu", "swish")
 """What transformers calls the activation of both towers."""
 
 TIED = "tie_word_embeddings"
-TOKEN_IDS = {
-    "image_token_id": 151343,
-    "video_token_id": 151344,
-    "image_start_token_id": 151339,
-    "image_end_token_id": 151340,
-    "video_start_token_id": 151341,
-    "video_end_token_id": 151342,
-}
-"""The ids in the published checkpoint, which older files may leave out."""
 
 
 def normalise(config: Mapping[str, Any], source: str = "config.json") -> Json:
@@ -95,18 +87,13 @@ def normalise(config: Mapping[str, Any], source: str = "config.json") -> Json:
     outer = {key: result.pop(key) for key in ROPE_KEYS if key in result}
     rope = rope_parameters(text, outer, source)
     text = {key: value for key, value in text.items() if key not in ROPE_KEYS}
-    tied = _first(TIED, (result, text), False)
+    tied = first(TIED, result, text, default=False)
     return result | {
         TIED: tied,
         "text_config": text | {TIED: tied, "rope_parameters": rope},
         "vision_config": vision,
         **_token_ids(result, text, source),
     }
-
-
-def _first(key: str, parts: Iterable[Mapping[str, Any]], default: Any) -> Any:
-    """The value in the first part that has one."""
-    return next((part[key] for part in parts if part.get(key) is not None), default)
 
 
 def _text_part(config: Json, source: str) -> Json:
@@ -184,13 +171,11 @@ def _check_sizes(text: Json, vision: Json, source: str) -> None:
 
 
 def _token_ids(config: Json, text: Json, source: str) -> dict[str, int]:
-    """The ids of the marks; some converters write them among the text settings alone."""
-    ids = {}
-    for key, published in TOKEN_IDS.items():
-        ids[key] = _first(key, (config, text), published)
-        if not 0 <= ids[key] < text["vocab_size"]:
+    ids = mark_ids(config, text)
+    for key, number in ids.items():
+        if not 0 <= number < text["vocab_size"]:
             raise ConfigError(
-                f"{source}: {key!r} is {ids[key]}, outside the vocabulary of "
+                f"{source}: {key!r} is {number}, outside the vocabulary of "
                 f"{text['vocab_size']} ('vocab_size'). Give the id that the tokenizer has for it."
             )
     return ids

@@ -19,7 +19,6 @@ from vllm_glm41v_npu.models.rope import (
     vision_angles,
 )
 
-
 STRETCHED = {"factor": 4.0, "original_max_position_embeddings": 512}
 ROPES = (
     {},

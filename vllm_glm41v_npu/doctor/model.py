@@ -6,12 +6,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from vllm_glm41v_npu import checkpoint_checks as files
 from vllm_glm41v_npu.checkpoint import INDEX, Checkpoint
 from vllm_glm41v_npu.doctor.context import Context
-from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, shortened, size, skip, warn
-from vllm_glm41v_npu.doctor.quantised import other_tool, static_dtype
+from vllm_glm41v_npu.doctor.finding import (
+    Finding,
+    fail,
+    of_problem,
+    ok,
+    shortened,
+    size,
+    skip,
+    warn,
+)
+from vllm_glm41v_npu.doctor.quantised import static_dtype
 from vllm_glm41v_npu.platform import Backend
 from vllm_glm41v_npu.plugin import MODEL_TYPE
+from vllm_glm41v_npu.quant.other_tools import tool_of
 
 NAMINGS = {  # beginnings of tensor names: who writes them
     "model.language_model.": "newer names (model.language_model., model.visual.)",
@@ -82,6 +93,9 @@ def weights(context: Context) -> Iterator[Finding]:
         found = f"{INDEX} names {len(absent)} tensors that no file has: {shortened(absent)}"
         yield fail("weights", found, "Download the index and the files again, of one revision.")
         return
+    if problem := next(files.tensor_names(checkpoint), None):
+        yield of_problem(problem)
+        return
     naming = _naming(checkpoint)
     total = size(sum(tensor.size for tensor in checkpoint.tensors.values()))
     counted = f"{len(checkpoint.tensors)} tensors in {len(files)} whole file(s), {total}"
@@ -100,38 +114,25 @@ def _naming(checkpoint: Checkpoint) -> str | None:
 
 
 def companions(context: Context) -> Iterator[Finding]:
-    """The files beside the weights: tokenizer, picture preprocessor and chat template."""
+    """The files beside the weights: tokenizer, its ids, picture processor and chat template."""
     checkpoint = context.checkpoint
     if checkpoint is None or checkpoint.config is None:
         return
     if not checkpoint.weight_files:  # a hub model that is not downloaded yet
         yield skip("tokenizer", "not downloaded")
         return
-    needed = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
-    missing = [name for name in needed if not checkpoint.has(name)]
-    if missing:
-        advice = "Copy from the original model what msModelSlim or the download left out."
-        yield fail("tokenizer", f"missing: {', '.join(missing)}", advice)
-    else:
-        yield ok("tokenizer", ", ".join(needed))
-    template = _chat_template(checkpoint)
-    if template is None:
-        advice = (
-            "Chat requests would be refused: copy chat_template.jinja from the original model, or "
-            "start with --chat-template FILE."
-        )
-        yield warn("chat template", "none", advice)
-    else:
-        yield ok("chat template", template)
-
-
-def _chat_template(checkpoint: Checkpoint) -> str | None:
-    """The file that has it."""
-    for name in ("chat_template.jinja", "chat_template.json"):
-        if checkpoint.has(name):
-            return name
-    name = "tokenizer_config.json"
-    return name if (checkpoint.read_json(name) or {}).get("chat_template") else None
+    folder = checkpoint
+    for name, check, good in (
+        (
+            "tokenizer",
+            files.companions,
+            lambda: ", ".join((*files.TOKENIZER_FILES, files.PICTURES)),
+        ),
+        ("token ids", files.token_ids, lambda: "those of the tokenizer"),
+        ("chat template", files.chat_template, lambda: files.template_file(folder) or ""),
+    ):
+        problem = next(check(folder, folder), None)
+        yield ok(name, good()) if problem is None else of_problem(problem)
 
 
 def auto_dtype(backend: Backend, dtype: str, quantised: bool) -> str:
@@ -143,7 +144,7 @@ def auto_dtype(backend: Backend, dtype: str, quantised: bool) -> str:
 
 
 def _auto_dtype(checkpoint: Checkpoint, backend: Backend) -> str:
-    return auto_dtype(backend, checkpoint.dtype, other_tool(checkpoint) is not None)
+    return auto_dtype(backend, checkpoint.dtype, tool_of(checkpoint) is not None)
 
 
 def dtype(context: Context) -> Iterator[Finding]:
