@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vllm_glm41v_npu import checkpoint_checks as files
+from vllm_glm41v_npu import checkpoint_checks
 from vllm_glm41v_npu.checkpoint import INDEX, Checkpoint
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import (
@@ -93,7 +93,7 @@ def weights(context: Context) -> Iterator[Finding]:
         found = f"{INDEX} names {len(absent)} tensors that no file has: {shortened(absent)}"
         yield fail("weights", found, "Download the index and the files again, of one revision.")
         return
-    if problem := next(files.tensor_names(checkpoint), None):
+    if problem := next(checkpoint_checks.tensor_names(checkpoint), None):
         yield of_problem(problem)
         return
     naming = _naming(checkpoint)
@@ -121,18 +121,19 @@ def companions(context: Context) -> Iterator[Finding]:
     if not checkpoint.weight_files:  # a hub model that is not downloaded yet
         yield skip("tokenizer", "not downloaded")
         return
-    folder = checkpoint
-    for name, check, good in (
-        (
-            "tokenizer",
-            files.companions,
-            lambda: ", ".join((*files.TOKENIZER_FILES, files.PICTURES)),
-        ),
-        ("token ids", files.token_ids, lambda: "those of the tokenizer"),
-        ("chat template", files.chat_template, lambda: files.template_file(folder) or ""),
-    ):
-        problem = next(check(folder, folder), None)
-        yield ok(name, good()) if problem is None else of_problem(problem)
+    good = {
+        "tokenizer": ", ".join((*checkpoint_checks.TOKENIZER_FILES, checkpoint_checks.PICTURES)),
+        "token ids": "those of the tokenizer",
+        "chat template": checkpoint_checks.template_file(checkpoint) or "",
+    }
+    checks = (
+        checkpoint_checks.companions,
+        checkpoint_checks.token_ids,
+        checkpoint_checks.chat_template,
+    )
+    for (name, found), check in zip(good.items(), checks, strict=True):
+        problem = next(check(checkpoint, checkpoint), None)
+        yield ok(name, found) if problem is None else of_problem(problem)
 
 
 def auto_dtype(backend: Backend, dtype: str, quantised: bool) -> str:
