@@ -13,14 +13,13 @@ from typing import Any
 
 from vllm_glm41v_npu.checkpoint import Checkpoint
 from vllm_glm41v_npu.problem import Problem
+from vllm_glm41v_npu.processor_files import PICTURES, VIDEOS, unknown_video_class
 from vllm_glm41v_npu.quant import other_tools
 from vllm_glm41v_npu.quant.description import Description, DescriptionError, unsupported
 from vllm_glm41v_npu.tokens import MARKS, ids_of_tokenizer, mark_ids
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-PICTURES = "preprocessor_config.json"
-ALL_PROCESSORS = "processor_config.json"
-"""Where transformers 5 saves the settings of all processors."""
+NEEDED = (*TOKENIZER_FILES, PICTURES.files[0])
 
 WRAPPERS = {
     "base_model.model.": "a LoRA adapter that was saved with its model: merge it into the model "
@@ -51,6 +50,7 @@ def problems(
     yield from tensor_names(checkpoint)
     yield from companions(checkpoint, tokenizer)
     yield from token_ids(checkpoint, tokenizer)
+    yield from videos(checkpoint, tokenizer)
     yield from chat_template(checkpoint, tokenizer)
 
 
@@ -80,9 +80,8 @@ def tensor_names(checkpoint: Checkpoint) -> Iterator[Problem]:
 def companions(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
     """Files beside the weights that a download or a tool left out."""
     missing = [name for name in TOKENIZER_FILES if not tokenizer.has(name)]
-    everything = checkpoint.read_json(ALL_PROCESSORS) or {}
-    if not checkpoint.has(PICTURES) and "image_processor" not in everything:
-        missing.append(PICTURES)
+    if not PICTURES.read(checkpoint.read_json)[1]:
+        missing.append(PICTURES.files[0])
     if missing:
         advice = "Copy from the original model what msModelSlim or the download left out."
         yield Problem("tokenizer", f"missing: {', '.join(missing)}", advice)
@@ -107,6 +106,13 @@ def token_ids(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem
             f"config.json has {'; '.join(wrong)}",
             "Write the tokenizer's ids into config.json, or use the tokenizer of this checkpoint.",
         )
+
+
+def videos(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
+    """A video processor of another class, with which pictures and text are served alone."""
+    problem = unknown_video_class(VIDEOS.read(checkpoint.read_json)[1])
+    if problem is not None:
+        yield problem
 
 
 def chat_template(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vllm_glm41v_npu import checkpoint_checks
+from vllm_glm41v_npu import checkpoint_checks, processor_files
 from vllm_glm41v_npu.checkpoint import INDEX, Checkpoint
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import (
@@ -122,13 +122,17 @@ def companions(context: Context) -> Iterator[Finding]:
         yield skip("tokenizer", "not downloaded")
         return
     good = {
-        "tokenizer": ", ".join((*checkpoint_checks.TOKENIZER_FILES, checkpoint_checks.PICTURES)),
+        "tokenizer": ", ".join(
+            (*checkpoint_checks.TOKENIZER_FILES, checkpoint_checks.PICTURES_FILE)
+        ),
         "token ids": "those of the tokenizer",
+        "video processor": processor_files.VIDEO_CLASS,
         "chat template": checkpoint_checks.template_file(checkpoint) or "",
     }
     checks = (
         checkpoint_checks.companions,
         checkpoint_checks.token_ids,
+        checkpoint_checks.videos,
         checkpoint_checks.chat_template,
     )
     for (name, found), check in zip(good.items(), checks, strict=True):

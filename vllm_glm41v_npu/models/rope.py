@@ -94,7 +94,7 @@ class TextRotaryEmbedding(nn.Module):
         section = config.rope_parameters["mrope_section"]
         axis = [part % 3 for part, count in enumerate(section) for _ in range(count)]
         axis += [0] * (inv_freq.numel() - len(axis))
-        self.scales = bool((factors != 1).any())
+        self.scales = text_inverse_frequencies(config)[1] != 1
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("factors", factors.repeat(2), persistent=False)
         self.register_buffer("axis", torch.tensor(axis), persistent=False)
