@@ -153,3 +153,86 @@ def test_the_rotary_factor_follows_from_the_sections() -> None:
     """Guards older files that leave partial_rotary_factor out."""
     view = normalise(changed("october-2025", "text_config.partial_rotary_factor", None))
     assert view["text_config"]["rope_parameters"]["partial_rotary_factor"] == 0.5
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("form", "path", "block"),
+    [
+        ("july-2025", "rope_scaling", YARN | {"mrope_section": [8, 12, 12]}),
+        ("october-2025", "text_config.rope_scaling", YARN | {"mrope_section": [8, 12, 12]}),
+        ("october-2025", "rope_scaling", YARN),
+        ("transformers-5", "text_config.rope_scaling", YARN),
+        ("transformers-5", "rope_scaling", YARN | {"rope_type": "yarn"}),
+        ("transformers-5", "rope_parameters", YARN),
+    ],
+)
+def test_a_block_that_a_user_adds_is_not_dropped(form: str, path: str, block: Any) -> None:
+    """Guards the yarn block that model cards tell users to add, under either key and level."""
+    rope = normalise(changed(form, path, block))["text_config"]["rope_parameters"]
+    want = NEW_ROPE["rope_parameters"] | {key: block[key] for key in YARN if key != "type"}
+    assert rope == want | {"rope_type": "yarn"}
+
+
+@pytest.mark.parametrize("key", ["factor", "rope_type", "rope_theta", "mrope_section"])
+@pytest.mark.parametrize("path", ["text_config.rope_scaling", "rope_scaling"])
+def test_two_rope_blocks_that_disagree_are_refused(key: str, path: str) -> None:
+    """Guards against two blocks of which one wins in silence."""
+    block = NEW_ROPE["rope_parameters"] | YARN | {"rope_type": "yarn"}
+    config = changed("transformers-5", "text_config.rope_parameters", block)
+    other = {"factor": 2.0, "rope_type": "linear", "rope_theta": 5e5, "mrope_section": [16, 8, 8]}
+    *parents, name = path.split(".")
+    part = config[parents[0]] if parents else config
+    part[name] = {"rope_type": "yarn", key: other[key]}
+    with pytest.raises(ConfigError, match=f"{key} .* Remove the wrong one"):
+        normalise(config)
+
+
+def test_two_names_of_one_type_must_agree() -> None:
+    """Guards the block of transformers 4, which holds the type twice."""
+    block = OLD_ROPE["rope_scaling"] | {"rope_type": "yarn", "factor": 4.0}  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="rope_type 'yarn' and type 'default'. Remove"):
+        normalise(changed("october-2025", "text_config.rope_scaling", block))
+
+
+@pytest.mark.parametrize("key", ["image_token_id", "video_end_token_id"])
+def test_ids_among_the_text_settings_count(key: str) -> None:
+    """Guards what a converter writes there, against the published ids in its place."""
+    config = changed("transformers-5", f"text_config.{key}", 151363)
+    config.pop(key, None)
+    assert normalise(config)[key] == 151363
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", ["tie_word_embeddings", "text_config.tie_word_embeddings"])
+def test_a_tie_counts_at_both_levels(form: str, path: str) -> None:
+    """Guards the decoder, which reads the text settings, and the loader, which reads the top."""
+    if form == "july-2025":
+        path = "tie_word_embeddings"
+    view = normalise(changed(form, path, True))
+    assert view["tie_word_embeddings"] and view["text_config"]["tie_word_embeddings"]
+    untied = normalise(FORMS[form])
+    assert not untied["tie_word_embeddings"] and not untied["text_config"]["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("text_config.hidden_act", "gelu", "'hidden_act' of the text settings is 'gelu'"),
+        ("vision_config.hidden_act", "gelu_tanh", "'hidden_act' of 'vision_config' is 'gelu_tanh'"),
+        ("text_config.head_dim", 64, "'head_dim' is 64, and this network computes 128 alone"),
+        ("vision_config.temporal_patch_size", 1, "'temporal_patch_size' is 1"),
+    ],
+)
+def test_what_would_be_computed_otherwise_is_refused(path: str, value: Any, message: str) -> None:
+    """Guards against settings that the network does not read."""
+    with pytest.raises(ConfigError, match=message):
+        normalise(changed("transformers-5", path, value))
+
+
+@pytest.mark.parametrize("act", ["silu", "swish"])
+def test_both_names_of_the_activation_are_taken(act: str) -> None:
+    """Guards against a refusal of the same function."""
+    normalise(changed("transformers-5", "text_config.hidden_act", act))

@@ -25,6 +25,14 @@ FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float1
 LARGEST_HEADER = 100_000_000  # safetensors refuses more
 LFS_POINTER = b"version https://git-lfs"
 
+WRAPPER = ".module."
+"""What msModelSlim's form for MindIE has in the names of the norms that it wraps."""
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without the wrapper's part."""
+    return name.replace(WRAPPER, ".")
+
 
 @dataclass(frozen=True)
 class Tensor:

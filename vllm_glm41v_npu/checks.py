@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from vllm_glm41v_npu.options import micro_batch_tokens
@@ -11,13 +12,22 @@ from vllm_glm41v_npu.platform import Backend
 
 
 @functools.cache
-def check_settings(backend: Backend, architecture: str) -> None:
-    """Have vLLM refuse a dtype that `backend` computes wrongly, and this package's own options."""
+def check_settings(
+    backend: Backend, architecture: str, check_files: Callable[[Any, bool], None]
+) -> None:
+    """Have vLLM refuse bad files, a dtype that `backend` computes wrongly, and options of ours.
+
+    Args:
+        backend: What computes.
+        architecture: The model's name in vLLM's registry.
+        check_files: Refuses a checkpoint's files; `checkpoint_checks.check_files`.
+    """
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
     class SettingsCheck(VerifyAndUpdateConfig):
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
+            check_files(model_config, backend.is_ascend)
             dtype = str(model_config.dtype).removeprefix("torch.")
             if dtype not in backend.dtypes:
                 raise ValueError(

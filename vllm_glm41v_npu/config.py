@@ -19,6 +19,9 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.glm4v.configuration_glm4v import Glm4vConfig as TransformersGlm4vConfig
 
+from vllm_glm41v_npu.config_rope import ROPE_KEYS, ConfigError, rope_parameters
+from vllm_glm41v_npu.tokens import first, mark_ids
+
 Json = dict[str, Any]
 
 TEXT_SIZES = (
@@ -33,6 +36,7 @@ TEXT_OPTIONS = (
     "attention_bias",
     "attention_dropout",
     "eos_token_id",
+    "head_dim",
     "hidden_act",
     "initializer_range",
     "max_position_embeddings",
@@ -51,21 +55,10 @@ VISION_SIZES = (
     "spatial_merge_size",
     "temporal_patch_size",
 )
-ROPE_TYPES = ("default", "linear", "yarn", "llama3")
-ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
-TOKEN_IDS = {
-    "image_token_id": 151343,
-    "video_token_id": 151344,
-    "image_start_token_id": 151339,
-    "image_end_token_id": 151340,
-    "video_start_token_id": 151341,
-    "video_end_token_id": 151342,
-}
-"""The ids in the published checkpoint, which older files may leave out."""
+ACTIVATIONS = ("silu", "swish")
+"""What transformers calls the activation of both towers."""
 
-
-class ConfigError(ValueError):
-    """A key of config.json is missing or contradicts another."""
+TIED = "tie_word_embeddings"
 
 
 def normalise(config: Mapping[str, Any], source: str = "config.json") -> Json:
@@ -90,13 +83,16 @@ def normalise(config: Mapping[str, Any], source: str = "config.json") -> Json:
     _require(text, TEXT_SIZES, source, "the text settings")
     _require(vision, VISION_SIZES, source, "'vision_config'")
     _check_sizes(text, vision, source)
-    text["rope_parameters"] = _rope_parameters(text, source)
-    for key in ROPE_KEYS[1:]:
-        text.pop(key, None)
+    _check_fixed(text, vision, source)
+    outer = {key: result.pop(key) for key in ROPE_KEYS if key in result}
+    rope = rope_parameters(text, outer, source)
+    text = {key: value for key, value in text.items() if key not in ROPE_KEYS}
+    tied = first(TIED, result, text, default=False)
     return result | {
-        "text_config": text,
+        TIED: tied,
+        "text_config": text | {TIED: tied, "rope_parameters": rope},
         "vision_config": vision,
-        **_token_ids(result, text["vocab_size"], source),
+        **_token_ids(result, text, source),
     }
 
 
@@ -104,7 +100,7 @@ def _text_part(config: Json, source: str) -> Json:
     """The text settings, taken out of the top level where an older file keeps them."""
     nested = config.get("text_config")
     text = {key: value for key, value in (nested or {}).items() if key != "model_type"}
-    for key in (*TEXT_SIZES, *TEXT_OPTIONS, *ROPE_KEYS):
+    for key in (*TEXT_SIZES, *TEXT_OPTIONS):
         if key not in config:
             continue
         # The generation code of transformers looks for the end tokens at the top level too.
@@ -128,43 +124,29 @@ def _require(part: Json, keys: tuple[str, ...], source: str, where: str) -> None
         )
 
 
-def _rope_parameters(text: Json, source: str) -> Json:
-    """The rope settings in the form of transformers 5, complete."""
-    new, old = text.get("rope_parameters"), text.get("rope_scaling")
-    if new and old and dict(new).get("mrope_section") != dict(old).get("mrope_section"):
-        raise ConfigError(
-            f"{source}: 'rope_parameters' has mrope_section {new.get('mrope_section')} and "
-            f"'rope_scaling' has {old.get('mrope_section')}. Remove the wrong one."
-        )
-    rope = dict(new or old or {})
-    rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or "default"
-    if rope["rope_type"] not in ROPE_TYPES:
-        raise ConfigError(
-            f"{source}: the rope settings have rope_type {rope['rope_type']!r}; one of "
-            f"{', '.join(ROPE_TYPES)} is needed, whose frequencies do not change while running."
-        )
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if text.get(key) is not None:
-            rope.setdefault(key, text[key])
-    rope.setdefault("rope_theta", 10000.0)
-    section = rope.get("mrope_section")
-    if not section or not all(isinstance(part, int) and part > 0 for part in section):
-        raise ConfigError(
-            f"{source}: the rope settings ('rope_parameters', or 'rope_scaling' in older files) "
-            f"have mrope_section {section}; a list of positive numbers of frequencies per axis, "
-            "such as [8, 12, 12], is needed."
-        )
+def _check_fixed(text: Json, vision: Json, source: str) -> None:
+    """Settings of which the network has one value."""
     head_dim = text["hidden_size"] // text["num_attention_heads"]
-    # The sections say how many pairs of channels rotate, so the factor follows from them.
-    rope.setdefault("partial_rotary_factor", 2 * sum(section) / head_dim)
-    rotary_dim = int(head_dim * rope["partial_rotary_factor"])
-    if 2 * sum(section) != rotary_dim:
-        raise ConfigError(
-            f"{source}: mrope_section {list(section)} covers {2 * sum(section)} channels of a "
-            f"head, but partial_rotary_factor {rope['partial_rotary_factor']} of head size "
-            f"{head_dim} rotates {rotary_dim}. The two must agree."
-        )
-    return rope
+    fixed = ((text, "head_dim", head_dim), (vision, "temporal_patch_size", 2))
+    for part, key, only in fixed:
+        if part.get(key) not in (None, only):
+            raise ConfigError(
+                f"{source}: {key!r} is {part[key]}, and this network computes {only} alone. Use "
+                "the config.json that belongs to the weights."
+            )
+    _check_activations({"the text settings": text, "'vision_config'": vision}, source)
+
+
+def _check_activations(parts: Mapping[str, Json], source: str) -> None:
+    """The network computes one activation, whatever config.json says."""
+    for name, part in parts.items():
+        found = part.get("hidden_act")
+        if found not in (None, *ACTIVATIONS):
+            raise ConfigError(
+                f"{source}: 'hidden_act' of {name} is {found!r}, and this network computes "
+                f"{ACTIVATIONS[0]!r} alone. Use the config.json that belongs to the weights; "
+                "weights that were trained with another activation are not supported."
+            )
 
 
 def _check_sizes(text: Json, vision: Json, source: str) -> None:
@@ -188,14 +170,13 @@ def _check_sizes(text: Json, vision: Json, source: str) -> None:
         )
 
 
-def _token_ids(config: Json, vocab_size: int, source: str) -> dict[str, int]:
-    ids = {}
-    for key, published in TOKEN_IDS.items():
-        ids[key] = published if config.get(key) is None else config[key]
-        if not 0 <= ids[key] < vocab_size:
+def _token_ids(config: Json, text: Json, source: str) -> dict[str, int]:
+    ids = mark_ids(config, text)
+    for key, number in ids.items():
+        if not 0 <= number < text["vocab_size"]:
             raise ConfigError(
-                f"{source}: {key!r} is {ids[key]}, outside the vocabulary of {vocab_size} "
-                "('vocab_size'). Give the id that the tokenizer has for it."
+                f"{source}: {key!r} is {number}, outside the vocabulary of "
+                f"{text['vocab_size']} ('vocab_size'). Give the id that the tokenizer has for it."
             )
     return ids
 

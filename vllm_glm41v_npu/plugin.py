@@ -61,6 +61,7 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.reasoning import ReasoningParserManager
 
+    from vllm_glm41v_npu.checkpoint_checks import check_files
     from vllm_glm41v_npu.checks import check_settings
     from vllm_glm41v_npu.config import register_config
     from vllm_glm41v_npu.dtype import choose_dtype
@@ -76,7 +77,7 @@ def register() -> None:
     ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
     ReasoningParserManager.register_lazy_module(*REASONING_PARSER)
     choose_dtype(backend, MODEL_TYPE)
-    check_settings(backend, ARCHITECTURE)
+    check_settings(backend, ARCHITECTURE, check_files)
     register_quantisation(backend, ARCHITECTURE, _expected_tensors)
     auto = backend.auto_dtype or "the checkpoint's"
     _say_once(

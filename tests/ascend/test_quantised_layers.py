@@ -13,11 +13,13 @@ import torch
 
 from tests.ascend.quantised_networks import ask
 from tests.ascend.sides import OURS
+from tests.quant.cases import write_mindie
 from vllm_glm41v_npu.quant.quantiser import TYPES
 
 pytestmark = pytest.mark.ascend
 
 STATIC = ("W8A8", "W8A8S")
+MINDIE = "W8A8 in MindIE's form"
 LAYERS = {f"{part}.{name}" for part, name in [("self_attn", "qkv_proj"), ("mlp", "gate_up_proj")]}
 
 
@@ -27,6 +29,8 @@ def found(
 ) -> dict[str, Any]:
     """What quantised_networks.layers finds: type to layer to differences."""
     checkpoints = {kind: quantised(kind) for kind in TYPES}
+    folder = tmp_path_factory.mktemp("mindie") / "W8A8"
+    checkpoints[MINDIE] = write_mindie(quantised("W8A8"), folder)
     return ask(OURS, "layers", checkpoints, tmp_path_factory.mktemp("found") / "found.json")
 
 
@@ -37,6 +41,11 @@ def test_integers_are_the_formulas(found: dict[str, Any], kind: str) -> None:
     for name, layer in found[kind].items():
         assert (layer["quantiser"], layer["result"]) == (0, 0), name
         assert layer["largest"] > 0.1, name
+
+
+def test_the_form_for_mindie_is_the_plain_one(found: dict[str, Any]) -> None:
+    """Guards a description that vllm-ascend neither finds nor knows the names of."""
+    assert found[MINDIE] == found["W8A8"]
 
 
 @pytest.mark.parametrize("kind", STATIC)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,8 @@ from tests.doctor.machines import (
     write_weights,
 )
 from tests.test_config import FORMS, changed
+from vllm_glm41v_npu.checkpoint import Checkpoint
+from vllm_glm41v_npu.checkpoint_checks import BadCheckpoint, check_files
 
 
 @pytest.fixture
@@ -158,3 +161,36 @@ def test_hub_name(machine, copy, tmp_path):
     assert say(online, "model").status == "warn"
     modelscope = machine("some/other", VLLM_USE_MODELSCOPE="True")
     assert say(modelscope, "model").status == "warn"
+
+
+def test_token_ids(machine, copy):
+    """Guards ids that the start refuses: every picture would be refused, or taken for text."""
+    assert say(machine(copy), "token ids").status == "ok"
+    config = json.loads((copy / "config.json").read_text())
+    config["image_token_id"] += 1
+    (copy / "config.json").write_text(json.dumps(config))
+    finding = say(machine(copy), "token ids")
+    assert finding.status == "fail"
+    assert f"image_token_id {config['image_token_id']} where the tokenizer has" in finding.found
+
+
+@pytest.mark.parametrize("beginning", ["base_model.model.", "module."])
+def test_names_of_a_wrapper(machine, copy, beginning):
+    """Guards against weights that were saved with a tool's wrapper around the model."""
+    names = [name for name in Checkpoint(copy).tensors]
+    write_weights(copy / "model.safetensors", {beginning + names[0]: ("BF16", [8, 8])})
+    finding = say(machine(copy), "weights")
+    assert finding.status == "fail"
+    assert f"{beginning}{names[0]}" in finding.found
+
+
+def test_what_is_refused_at_the_start_is_what_the_doctor_says(machine, copy, monkeypatch):
+    """Guards one mechanism: a file that is missing, by both, in the same words."""
+    (copy / "preprocessor_config.json").unlink()
+    finding = say(machine(copy), "tokenizer")
+    model_config = SimpleNamespace(
+        model=str(copy), revision=None, tokenizer=None, skip_tokenizer_init=False
+    )
+    with pytest.raises(BadCheckpoint) as raised:
+        check_files(model_config, on_ascend=False)
+    assert str(raised.value) == f"{copy}: {finding.found}. {finding.advice}"

@@ -18,6 +18,7 @@ from tests.end_to_end.conftest import read, wait_for_reports
 from tests.end_to_end.test_modes import MODES
 from tests.engines import ask, check_within_rounding, engine
 from tests.lane import ALL_LANES, DTYPE, EMULATED, ON_CPU, need_two_devices
+from tests.quant.cases import write_mindie
 from tests.quant.making import QuantisedOracle, add_norm_biases, write_quantised
 from vllm_glm41v_npu.quant.quantiser import TYPES
 
@@ -75,15 +76,17 @@ def test_graphs_equal_the_formulas(
 @pytest.mark.ranks
 @pytest.mark.parametrize("kind", TYPES)
 def test_two_ranks_equal_the_formulas(
-    kind: str, quantised: Quantised, monkeypatch: pytest.MonkeyPatch
+    kind: str, quantised: Quantised, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards sharded scales and the bias that both ranks would add.
 
-    Each rank of a dynamic layer scales its own share of the inputs.
+    Each rank of a dynamic layer scales its own share of the inputs. W8A8 is in MindIE's form.
     """
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     need_two_devices()
     folder = quantised(kind)
+    if kind == "W8A8":
+        folder = write_mindie(folder, tmp_path / "mindie")
     oracle = QuantisedOracle(folder, ranks=2)
     with engine(folder, tensor_parallel_size=2) as llm:
         outputs = ask(llm, [CASES[name] for name in FEW])
@@ -93,11 +96,11 @@ def test_two_ranks_equal_the_formulas(
 
 @pytest.fixture(scope="module")
 def everywhere(checkpoint: Callable[[str], Path], tmp_path_factory) -> Path:
-    """W8A8 in both towers, with a bias in each norm."""
+    """W8A8 in both towers, with a bias in each norm, in the form for MindIE."""
     folder = tmp_path_factory.mktemp("quantised") / EVERYWHERE
     write_quantised(checkpoint("tiny"), folder, "W8A8", also=["model.visual.blocks.*"])
     add_norm_biases(folder)
-    return folder
+    return write_mindie(folder, folder.with_name(f"{EVERYWHERE}-mindie"))
 
 
 # Last in this file: while such an engine is there, others of this process get its environment.

@@ -19,12 +19,23 @@ from vllm_glm41v_npu.models.rope import (
     vision_angles,
 )
 
+STRETCHED = {"factor": 4.0, "original_max_position_embeddings": 512}
+ROPES = (
+    {},
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "yarn", **STRETCHED},
+    {"rope_type": "yarn", "attention_factor": 0.7, **STRETCHED},
+    {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **STRETCHED},
+)
+"""One of each type that config_rope takes; yarn scales what it rotates."""
+
 
 def text_config(section: list[int], head_dim: int, **rope) -> Glm4vTextConfig:
     return Glm4vTextConfig(
         hidden_size=4 * head_dim,
         num_attention_heads=4,
         num_key_value_heads=2,
+        max_position_embeddings=2048,
         rope_parameters={
             "rope_type": "default",
             "rope_theta": 10000.0,
@@ -45,7 +56,7 @@ def test_deinterleave_puts_the_partners_half_a_head_apart() -> None:
 
 
 @pytest.mark.parametrize("section", [[8, 12, 12], [4, 2, 2], [2, 1, 1, 4]])
-@pytest.mark.parametrize("rope", [{}, {"rope_type": "linear", "factor": 4.0}])
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope.get("rope_type", "default"))
 def test_scores_equal_those_of_the_interleaved_form(section: list[int], rope: dict) -> None:
     """Guards de-interleaving and the three-axis rows together: q.k must not change."""
     head_dim, tokens = 4 * sum(section), 11
@@ -74,7 +85,7 @@ def test_scores_equal_those_of_the_interleaved_form(section: list[int], rope: di
 
 def test_the_plain_form_equals_the_kernel() -> None:
     """Guards the form that a compiler sees against the CPU kernel that eager mode calls."""
-    config = text_config([4, 6, 6], 64)
+    config = text_config([4, 6, 6], 64, rope_type="yarn", **STRETCHED)
     ours = TextRotaryEmbedding(config, torch.float32)
     qkv = torch.randn(5, 8 * 64)
     q, k, _ = qkv.clone().split([4 * 64, 2 * 64, 2 * 64], dim=-1)

@@ -195,7 +195,7 @@ def test_profiling_picture_has_the_most_tokens(
     (placeholder,) = outputs["mm_placeholders"]["image"]
     most = processor.info.get_mm_max_tokens_per_item(8192, {"image": 1})["image"]
     assert placeholder.length == most
-    assert most >= max_pixels // 1568 - 1
+    assert most >= max_pixels // 784 - 1
 
 
 @pytest.mark.parametrize("max_pixels", [50176, 401_408, 40_000_000])

@@ -15,6 +15,7 @@ from vllm import LLM, SamplingParams
 
 from tests.end_to_end.cases import picture
 from tests.quant.reference import Checkpoint
+from vllm_glm41v_npu.quant.description import DESCRIPTION
 
 DATA = Path(__file__).parents[1] / "data" / "msmodelslim"
 TEXT = "Who are you? 0123456789"
@@ -53,8 +54,41 @@ def write_mixed(folder: Path, tower: bool = True) -> Path:
     for name in tensors:
         if "norm" in name and name.endswith(".bias") and "post_projection" not in name:
             tensors[name] = 0.2 * torch.randn(tensors[name].shape, generator=generator)
+    wrap_norms(tensors, kinds, "W8A8S")
     save_file(tensors, folder / "quant_model_weight_w8a8s.safetensors")
     (folder / "quant_model_description_w8a8s.json").write_text(json.dumps(kinds))
+    return folder
+
+
+def wrap_norms(tensors: dict[str, torch.Tensor], kinds: dict[str, str], kind: str) -> None:
+    """Add each RMSNorm a second time, as msModelSlim does with --mindie_format."""
+    for name in [name for name in tensors if "norm" in name and "post_projection" not in name]:
+        layer, _, suffix = name.rpartition(".")
+        wrapped = f"{layer}.module.{suffix}"
+        tensors[wrapped], kinds[wrapped] = tensors[name].clone(), kind
+
+
+def write_mindie(source: Path, folder: Path) -> Path:
+    """What msModelSlim writes of `source`, a fixture, with --mindie_format; returns `folder`.
+
+    Each RMSNorm is there twice, as it is and wrapped; of the wrapped one the tool says the type of
+    the layer behind it, and writes floats. The tool's own description is in tests/data.
+    """
+    shutil.copytree(source, folder)
+    plain = folder / DESCRIPTION
+    kinds = json.loads(plain.read_text())
+    kind = kinds["model_quant_type"]
+    (weights,) = folder.glob("*.safetensors")
+    tensors = load_file(weights)
+    wrap_norms(tensors, kinds, kind)
+    del kinds["version"]
+    save_file(tensors, weights)
+    plain.unlink()
+    (folder / f"quant_model_description_{kind.lower()}.json").write_text(json.dumps(kinds))
+    config = json.loads((DATA / "w8a8_bf16_mindie" / "config.json").read_text())
+    own = json.loads((folder / "config.json").read_text()) | {"quantize": kind.lower()}
+    own["quantization_config"] = config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(own))
     return folder
 
 

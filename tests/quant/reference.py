@@ -81,10 +81,13 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (description,) = folder.glob("quant_model_description*.json")
-        self.description = json.loads(description.read_text())
+        kinds = json.loads(description.read_text())
+        self.description = {name: kind for name, kind in kinds.items() if ".module." not in name}
         self.tensors: dict[str, torch.Tensor] = {}
         for file in folder.glob("*.safetensors"):
             self.tensors |= load_file(file)
+        for name in [name for name in self.tensors if ".module." in name]:  # MindIE's form
+            self.tensors[name.replace(".module.", ".")] = self.tensors.pop(name)
 
     def layers(self) -> dict[str, str]:
         """Quantised layer to its type."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.quant.cases import write_mindie
 from tests.quant.compressing import DESCRIPTION, RUNNER, compress, everything, refused
 from tests.quant.test_sharding import FIXTURE, WEIGHTS, shards
 from vllm_glm41v_npu.cli import app
@@ -60,6 +61,19 @@ def test_shards_are_what_sharded_state_loads(made: tuple[Path, int]) -> None:
                 rows = n if "deq_scale" in name else tensors[f"{name}.deq_scale"].numel()
                 assert rows == n
         assert not any("norm" in name and "post_proj" not in name for name in biases(tensors))
+
+
+def test_the_form_for_mindie_is_compressed_alike(tmp_path: Path) -> None:
+    """Guards the other form of W8A8S, whose description may not lie beside that of the shards."""
+    mindie = write_mindie(FIXTURE, tmp_path / "mindie")
+    plain, other = tmp_path / "plain-shards", tmp_path / "mindie-shards"
+    compress(FIXTURE, plain)
+    compress(mindie, other)
+    assert {path.name for path in plain.iterdir()} == {path.name for path in other.iterdir()}
+    assert everything(plain, 0).keys() == everything(other, 0).keys()
+    assert json.loads((plain / DESCRIPTION).read_text()) == json.loads(
+        (other / DESCRIPTION).read_text()
+    )
 
 
 def biases(tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.quant.cases import DATA
+from tests.quant.cases import DATA, write_mindie
 from vllm_glm41v_npu.models.weights import vllm_name
 from vllm_glm41v_npu.quant.config import AscendConfig
 from vllm_glm41v_npu.quant.description import DESCRIPTION, Description, DescriptionError
@@ -78,6 +78,20 @@ def test_mindie_form(tmp_path: Path) -> None:
     (tmp_path / DESCRIPTION).write_text(json.dumps({"version": "1.0.0", "a.weight": "FLOAT"}))
     found = Description.read(tmp_path)
     assert found is not None and found.kind == "FLOAT"
+
+
+def test_the_tests_form_for_mindie_is_the_tools(tmp_path: Path) -> None:
+    """Guards what other tests write in this form, against what msModelSlim itself wrote."""
+    made, own = write_mindie(DATA / "w8a8_bf16", tmp_path / "made"), DATA / "w8a8_bf16_mindie"
+    for name in ("quant_model_description_w8a8.json", "config.json"):
+        assert json.loads((made / name).read_text()) == json.loads((own / name).read_text())
+
+
+def test_wrapped_norms_are_float() -> None:
+    """Guards the form for MindIE, which gives a wrapped norm the type of the layer behind it."""
+    found = Description.read(DATA / "w8a8_bf16_mindie")
+    assert found is not None and found.kind == "W8A8"
+    assert found.renamed(vllm_name).types == described().types
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from tests.quant.cases import write_mindie
 from vllm_glm41v_npu.config import register_config
 from vllm_glm41v_npu.models.shapes import checkpoint_shapes
 from vllm_glm41v_npu.models.weights import vllm_name
@@ -226,3 +227,17 @@ def test_a_missing_part_is_named(changed) -> None:
     name = f"{ON_DISK}self_attn.k_proj.quant_bias"
     with pytest.raises(ShardingError, match="only a part of .*qkv_proj.quant_bias"):
         shards(changed({name: None}), 1)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_form_for_mindie_is_split_alike(tmp_path: Path, source, biased: bool) -> None:
+    """Guards norms that are there twice, of which a rank would get both."""
+    plain = Path(shutil.copytree(FIXTURE, tmp_path / "plain"))
+    if biased:
+        norms = (name for name in source if name.endswith("layernorm.bias"))
+        save_file(source | {name: source[name] + 0.5 for name in norms}, plain / WEIGHTS)
+    mindie = write_mindie(plain, tmp_path / "mindie")
+    want, got = shards(plain, 2), shards(mindie, 2)
+    for rank, tensors in want.items():
+        assert tensors.keys() == got[rank].keys()
+        assert all(torch.equal(tensor, got[rank][name]) for name, tensor in tensors.items())

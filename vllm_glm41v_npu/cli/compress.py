@@ -132,12 +132,13 @@ def _entries(description: Description, norm_biases: bool) -> dict[str, Any]:
     vllm-ascend gives every RMSNorm a bias where any name holds "norm.bias", so that of the
     merger's LayerNorm goes too, where the RMSNorms have none.
     """
+    from vllm_glm41v_npu.checkpoint import plain_name
     from vllm_glm41v_npu.sharding.split import LAYER_NORM, is_norm_bias
 
     def stays(name: str) -> bool:
         return norm_biases or not (is_norm_bias(name) or name.endswith(f"{LAYER_NORM}.bias"))
 
-    types = {name: kind for name, kind in description.types.items() if stays(name)}
+    types = {plain_name(name): kind for name, kind in description.types.items() if stays(name)}
     return {**description.extras, **types}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from vllm_glm41v_npu.problem import Problem
+
 Status = Literal["ok", "warn", "fail", "skip"]
 
 
@@ -40,6 +42,12 @@ def warn(name: str, found: str, advice: str) -> Finding:
 
 def fail(name: str, found: str, advice: str) -> Finding:
     return Finding(name, "fail", found, advice)
+
+
+def of_problem(problem: Problem) -> Finding:
+    """What is refused at start, or warned about there."""
+    status = fail if problem.fatal else warn
+    return status(problem.name, problem.found, problem.advice)
 
 
 def worst(findings: Iterable[Finding]) -> Status:

@@ -6,13 +6,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from vllm_glm41v_npu import checkpoint_checks, processor_files
 from vllm_glm41v_npu.checkpoint import INDEX, Checkpoint
 from vllm_glm41v_npu.doctor.context import Context
-from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, shortened, size, skip, warn
-from vllm_glm41v_npu.doctor.quantised import other_tool, static_dtype
+from vllm_glm41v_npu.doctor.finding import (
+    Finding,
+    fail,
+    of_problem,
+    ok,
+    shortened,
+    size,
+    skip,
+    warn,
+)
+from vllm_glm41v_npu.doctor.quantised import static_dtype
 from vllm_glm41v_npu.dtype import auto_dtype
 from vllm_glm41v_npu.platform import Backend
 from vllm_glm41v_npu.plugin import MODEL_TYPE
+from vllm_glm41v_npu.quant.other_tools import tool_of
 
 NAMINGS = {  # beginnings of tensor names: who writes them
     "model.language_model.": "newer names (model.language_model., model.visual.)",
@@ -83,6 +94,9 @@ def weights(context: Context) -> Iterator[Finding]:
         found = f"{INDEX} names {len(absent)} tensors that no file has: {shortened(absent)}"
         yield fail("weights", found, "Download the index and the files again, of one revision.")
         return
+    if problem := next(checkpoint_checks.tensor_names(checkpoint), None):
+        yield of_problem(problem)
+        return
     naming = _naming(checkpoint)
     total = size(sum(tensor.size for tensor in checkpoint.tensors.values()))
     counted = f"{len(checkpoint.tensors)} tensors in {len(files)} whole file(s), {total}"
@@ -101,42 +115,34 @@ def _naming(checkpoint: Checkpoint) -> str | None:
 
 
 def companions(context: Context) -> Iterator[Finding]:
-    """The files beside the weights: tokenizer, picture preprocessor and chat template."""
+    """The files beside the weights: tokenizer, its ids, picture processor and chat template."""
     checkpoint = context.checkpoint
     if checkpoint is None or checkpoint.config is None:
         return
     if not checkpoint.weight_files:  # a hub model that is not downloaded yet
         yield skip("tokenizer", "not downloaded")
         return
-    needed = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
-    missing = [name for name in needed if not checkpoint.has(name)]
-    if missing:
-        advice = "Copy from the original model what msModelSlim or the download left out."
-        yield fail("tokenizer", f"missing: {', '.join(missing)}", advice)
-    else:
-        yield ok("tokenizer", ", ".join(needed))
-    template = _chat_template(checkpoint)
-    if template is None:
-        advice = (
-            "Chat requests would be refused: copy chat_template.jinja from the original model, or "
-            "start with --chat-template FILE."
-        )
-        yield warn("chat template", "none", advice)
-    else:
-        yield ok("chat template", template)
-
-
-def _chat_template(checkpoint: Checkpoint) -> str | None:
-    """The file that has it."""
-    for name in ("chat_template.jinja", "chat_template.json"):
-        if checkpoint.has(name):
-            return name
-    name = "tokenizer_config.json"
-    return name if (checkpoint.read_json(name) or {}).get("chat_template") else None
+    good = {
+        "tokenizer": ", ".join(
+            (*checkpoint_checks.TOKENIZER_FILES, checkpoint_checks.PICTURES_FILE)
+        ),
+        "token ids": "those of the tokenizer",
+        "video processor": processor_files.VIDEO_CLASS,
+        "chat template": checkpoint_checks.template_file(checkpoint) or "",
+    }
+    checks = (
+        checkpoint_checks.companions,
+        checkpoint_checks.token_ids,
+        checkpoint_checks.videos,
+        checkpoint_checks.chat_template,
+    )
+    for (name, found), check in zip(good.items(), checks, strict=True):
+        problem = next(check(checkpoint, checkpoint), None)
+        yield ok(name, found) if problem is None else of_problem(problem)
 
 
 def _auto_dtype(checkpoint: Checkpoint, backend: Backend) -> str:
-    return auto_dtype(backend, checkpoint.dtype, other_tool(checkpoint) is not None)
+    return auto_dtype(backend, checkpoint.dtype, tool_of(checkpoint) is not None)
 
 
 def dtype(context: Context) -> Iterator[Finding]:

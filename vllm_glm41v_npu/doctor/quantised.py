@@ -8,24 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vllm_glm41v_npu.checkpoint import FLOATS, Checkpoint, Json
+from vllm_glm41v_npu.checkpoint import FLOATS, Checkpoint
+from vllm_glm41v_npu.checkpoint_checks import quantisation
 from vllm_glm41v_npu.doctor.context import Context
-from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, shortened, warn
+from vllm_glm41v_npu.doctor.finding import Finding, fail, of_problem, ok, shortened
 from vllm_glm41v_npu.platform import Backend
 from vllm_glm41v_npu.quant.description import (
     COMPRESSED,
     DEQ_SCALE_DTYPES,
-    DESCRIPTION,
-    KNOWN_TYPES,
     Description,
-    DescriptionError,
 )
+from vllm_glm41v_npu.quant.other_tools import NAME, tool_of
 from vllm_glm41v_npu.quant.record import Record, ShardError
-
-NAME = "checkpoint type"
-
-LOADED = ("compressed-tensors",)
-PACKED = ("awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round")
 
 
 def static_dtype(checkpoint: Checkpoint) -> str | None:
@@ -34,25 +28,21 @@ def static_dtype(checkpoint: Checkpoint) -> str | None:
     return DEQ_SCALE_DTYPES.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 
-def other_tool(checkpoint: Checkpoint) -> str | None:
-    """The method that config.json names. msModelSlim's form for MindIE names none there."""
-    return (checkpoint.quantization_config or {}).get("quant_method") or None
-
-
 def checkpoint_type(context: Context) -> Iterator[Finding]:
     """Float, or quantised by what."""
     checkpoint = context.checkpoint
     if checkpoint is None:
         return
-    try:
-        description = Description.read(checkpoint.folder)
-    except DescriptionError as error:
-        yield fail(NAME, str(error), "Copy the checkpoint again.")
+    on_ascend = None if context.backend is None else context.backend.is_ascend
+    problem = next(quantisation(checkpoint, on_ascend), None)
+    if problem is not None:
+        yield of_problem(problem)
         return
+    description = Description.read(checkpoint.folder)
     if description is not None:
         yield from _msmodelslim(checkpoint, description, context)
-    elif checkpoint.quantization_config is not None:
-        yield _other_tool(checkpoint.quantization_config)
+    elif tool := tool_of(checkpoint):
+        yield ok(NAME, f"quantised by {tool}")
     elif checkpoint.tensors:
         floats = Counter(FLOATS.get(t.dtype, t.dtype) for t in checkpoint.tensors.values())
         listed = ", ".join(f"{count} {dtype}" for dtype, count in floats.most_common())
@@ -65,12 +55,7 @@ def _msmodelslim(
     types = Counter(description.types.values())
     listed = ", ".join(f"{count} {name}" for name, count in types.most_common())
     found = f"msModelSlim {description.kind} (tensors: {listed})"
-    unknown = sorted({description.kind, *types}.difference(KNOWN_TYPES))
-    if unknown:
-        advice = f"This package knows {', '.join(KNOWN_TYPES)}; quantise to one of them."
-        yield fail(NAME, f"{found}, with the unknown {shortened(unknown)}", advice)
-    else:
-        yield _whether_it_loads(checkpoint.folder, description, found, context)
+    yield _whether_it_loads(checkpoint.folder, description, found, context)
     yield from _missing_tensors(checkpoint, description)
     yield from _deq_scales(checkpoint)
 
@@ -83,10 +68,6 @@ def _whether_it_loads(
         return ok(NAME, found)
     if description.kind == COMPRESSED:
         return _whether_shards_load(folder, found, backend)
-    if backend.is_ascend and description.file != DESCRIPTION:
-        advice = "Quantise again without --mindie_format."
-        reads = f"in its form for MindIE ({description.file}); vllm-ascend reads {DESCRIPTION}"
-        return fail(NAME, f"{found}, {reads}", advice)
     return ok(NAME, f"{found}, which loads on {backend.name} without --quantization")
 
 
@@ -125,17 +106,3 @@ def _deq_scales(checkpoint: Checkpoint) -> Iterator[Finding]:
     if len(counts) > 1 or not counts.keys() <= DEQ_SCALE_DTYPES.keys():
         advice = "They have to be all int64 (float16) or all float32 (bfloat16): quantise again."
         yield fail("deq_scale", f"stored as {json.dumps(counts)}", advice)
-
-
-def _other_tool(config: Json) -> Finding:
-    method = str(config.get("quant_method", "unknown"))
-    if method in LOADED:
-        return ok(NAME, f"quantised by {method}")
-    if method in PACKED:
-        advice = (
-            "Weights packed by group do not load; use one quantised per channel or per tensor, or "
-            "leave this plugin out with VLLM_PLUGINS."
-        )
-        return fail(NAME, f"quantised by {method}", advice)
-    advice = "It is not tested with this package; one per channel or per tensor may load."
-    return warn(NAME, f"quantised by {method}", advice)

@@ -74,6 +74,7 @@ class Glm41vForConditionalGeneration(
         self.model_config = model_config
         self.multimodal_config = model_config.multimodal_config
         self.quantised = vllm_config.quant_config is not None
+        self.awq = "awq" in str(model_config.quantization)
         load_format = vllm_config.load_config.load_format
         self.starts_without_weights = load_format in PARTIAL_FORMATS
         self.data_parallel = self.multimodal_config.mm_encoder_tp_mode == "data"
@@ -246,7 +247,12 @@ class Glm41vForConditionalGeneration(
             PatchGeometry.from_vision_config(self.config.vision_config),
         )
         return WeightLoader(
-            self, self.config, settings, self.quantised, complete=self.starts_without_weights
+            self,
+            self.config,
+            settings,
+            self.quantised,
+            complete=self.starts_without_weights,
+            awq=self.awq,
         )
 
     def get_mm_mapping(self) -> MultiModelKeys:

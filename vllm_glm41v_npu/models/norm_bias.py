@@ -15,12 +15,9 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.layernorm import RMSNorm
 
+from vllm_glm41v_npu.checkpoint import plain_name
+
 Normed: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name without the wrapper's part."""
-    return name.replace(".module.", ".")
 
 
 def unwrapped(

@@ -54,7 +54,7 @@ def rotary_dim(config) -> int:
 def text_inverse_frequencies(config) -> tuple[torch.Tensor, float]:
     """Inverse frequencies float32 [rotary_dim / 2] and the factor on cos and sin.
 
-    `config` is a text config with `rope_parameters`, of a type in `config.ROPE_TYPES`.
+    `config` is a text config with `rope_parameters`, of a type in `config_rope.ROPE_TYPES`.
     """
     rope = config.rope_parameters
     if rope["rope_type"] != "default":
@@ -63,12 +63,20 @@ def text_inverse_frequencies(config) -> tuple[torch.Tensor, float]:
     return 1.0 / rope["rope_theta"] ** exponent, 1.0
 
 
-def whole_head_frequencies(config) -> tuple[torch.Tensor, float]:
-    """As `text_inverse_frequencies`, filled up with zeros to [head_dim / 2]; on torch's device."""
-    inv_freq, scaling = text_inverse_frequencies(config)
+def whole_head_frequencies(config) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frequency, and factor on cos and sin, of each pair of channels of a whole head.
+
+    Pairs that do not rotate have the frequency 0 and the factor 1: yarn's factor is for the
+    rotated channels alone.
+
+    Returns:
+        Both float32 [head_dim / 2], on torch's default device.
+    """
+    inv_freq, factor = text_inverse_frequencies(config)
     inv_freq = inv_freq.to(torch.get_default_device())
     still = head_size(config) // 2 - inv_freq.numel()
-    return torch.cat((inv_freq, inv_freq.new_zeros(still))), scaling
+    factors = torch.cat((torch.full_like(inv_freq, factor), inv_freq.new_ones(still)))
+    return torch.cat((inv_freq, inv_freq.new_zeros(still))), factors
 
 
 class TextRotaryEmbedding(nn.Module):
@@ -82,11 +90,13 @@ class TextRotaryEmbedding(nn.Module):
         super().__init__()
         self.head_dim = head_size(config)
         self.dtype = dtype
-        inv_freq, self.scaling = whole_head_frequencies(config)
+        inv_freq, factors = whole_head_frequencies(config)
         section = config.rope_parameters["mrope_section"]
         axis = [part % 3 for part, count in enumerate(section) for _ in range(count)]
         axis += [0] * (inv_freq.numel() - len(axis))
+        self.scales = text_inverse_frequencies(config)[1] != 1
         self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("factors", factors.repeat(2), persistent=False)
         self.register_buffer("axis", torch.tensor(axis), persistent=False)
 
     def rows(self, positions: torch.Tensor) -> torch.Tensor:
@@ -104,7 +114,7 @@ class TextRotaryEmbedding(nn.Module):
         else:
             angles = positions[:, None].float() * self.inv_freq
         rows = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        return (rows if self.scaling == 1 else rows * self.scaling).to(self.dtype)
+        return (rows * self.factors if self.scales else rows).to(self.dtype)
 
     def step(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` needs of a step's `positions`: each token's row number, and the rows."""

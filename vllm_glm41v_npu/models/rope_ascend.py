@@ -58,7 +58,7 @@ class Atlas310PTextRotaryEmbedding(AscendMRotaryEmbedding310):
                 "parts, one for each axis."
             )
         section[-1] += head_dim // 2 - sum(section)  # frequency zero, on any axis
-        self.frequencies, self.scaling = whole_head_frequencies(config)
+        self.frequencies, self.factors = whole_head_frequencies(config)
         self.max_positions = max_positions
         super().__init__(
             head_size=head_dim,
@@ -76,7 +76,7 @@ class Atlas310PTextRotaryEmbedding(AscendMRotaryEmbedding310):
             torch.arange(self.max_positions, device=self.frequencies.device).float()[:, None]
             * self.frequencies
         )
-        return torch.cat((angles.cos(), angles.sin()), dim=-1) * self.scaling
+        return torch.cat((angles.cos(), angles.sin()), dim=-1) * self.factors.repeat(2)
 
     def step(self, positions: torch.Tensor) -> tuple[torch.Tensor]:
         return (positions,)

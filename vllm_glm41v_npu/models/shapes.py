@@ -76,6 +76,21 @@ def checkpoint_shapes(config) -> dict[str, Shape]:
     return shapes
 
 
+def fused_name(part: str) -> str:
+    """The tensor that a part of the decoder's gate_up_proj belongs to."""
+    return part.replace(".gate_proj.", ".gate_up_proj.").replace(".up_proj.", ".gate_up_proj.")
+
+
+def part_shapes(shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """The decoder's gate and up projections where they are two tensors, as some trainers write."""
+    return {
+        name.replace(".gate_up_proj.", part): (rows // 2, *rest)
+        for name, (rows, *rest) in shapes.items()
+        if name.startswith(TEXT) and ".gate_up_proj." in name
+        for part in (".gate_proj.", ".up_proj.")
+    }
+
+
 def uneven(config: Any, tp_size: int) -> list[str]:
     """What `tp_size` ranks cannot share evenly, each with its number."""
     text, vision = config.text_config, config.vision_config

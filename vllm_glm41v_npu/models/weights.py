@@ -10,6 +10,7 @@ the modules that are several tensors on disk and one layer here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import nn
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import WeightsMapper, is_pp_missing_parameter
 
+from ..checkpoint import plain_name
 from ..processing.settings import ImageSettings
-from .norm_bias import plain_name, take_norm_bias, unwrapped
+from .norm_bias import take_norm_bias, unwrapped
+from .packed import LayoutError, reorder_channels
 from .rope import deinterleave, head_size, rotary_dim
-from .shapes import TEXT, VISION, checkpoint_shapes
+from .shapes import TEXT, VISION, Shape, checkpoint_shapes, fused_name, part_shapes
 from .vision import PIXEL_OFFSET
 
 # The order matters: a newer prefix is replaced before an older one could match its rest.
@@ -49,11 +52,7 @@ FUSED = {
     ".up_proj.": (".gate_up_proj.", 1),
 }
 
-# The tensors of a quantised layer that have one entry, or one row, per output channel.
-PER_CHANNEL = (
-    "weight", "bias", "weight_packed", "weight_scale", "weight_zero_point", "weight_offset",
-    "deq_scale", "quant_bias",
-)  # fmt: skip
+HEAD, EMBEDDING = "language_model.lm_head.weight", f"{TEXT}embed_tokens.weight"
 
 # Of a quantised layer that has a deq_scale, which is made of them; some methods do not keep them.
 IN_DEQ_SCALE = ("weight_scale", "weight_offset")
@@ -113,6 +112,7 @@ class WeightLoader:
         quantised: Layers may have other tensors than a float checkpoint's; vLLM's quantisation
             methods check those.
         complete: The parameters have values already, so a stream may hold any part of them.
+        awq: The checkpoint is AWQ's, whose packed channels have an order of their own.
     """
 
     def __init__(
@@ -122,9 +122,13 @@ class WeightLoader:
         settings: ImageSettings,
         quantised: bool = False,
         complete: bool = False,
+        awq: bool = False,
     ) -> None:
         self.model = model
         self.shapes = checkpoint_shapes(config)
+        self.parts = part_shapes(self.shapes)
+        self.tied = config.tie_word_embeddings
+        self.awq = awq
         self.text_config = config.text_config
         self.settings = settings
         self.quantised = quantised
@@ -143,39 +147,41 @@ class WeightLoader:
         params = dict(self.model.named_parameters())
         seen: set[str] = set()
         loaded: set[str] = set()
+        twins: dict[str, torch.Tensor] = {}
         older = False
         for disk_name, tensor in unwrapped(weights):
             if disk_name.endswith(COMPUTED_SUFFIXES):
                 continue
             older |= disk_name.startswith((VISION, "model.layers."))
             name = vllm_name(disk_name)
+            if self.tied and name in (HEAD, EMBEDDING):
+                twins[name] = tensor
+                if name == HEAD:
+                    continue
             self._check(disk_name, name, tensor)
             seen.add(name)
             for target, value in self._convert(disk_name, name, tensor):
                 loaded |= self._copy(params, target, value)
+        check_twins(twins)
         if not self.complete:
             self._require_all(seen, VLLM_TO_OLDER_HF if older else VLLM_TO_HF)
             self.complete = True
         return loaded
 
     def _check(self, disk_name: str, name: str, tensor: torch.Tensor) -> None:
-        if name == "language_model.lm_head.weight" and name not in self.shapes:
-            raise WeightError(
-                f"The checkpoint holds {disk_name!r}, but its config.json ties the output "
-                "projection to the embedding (tie_word_embeddings). Remove one of the two."
-            )
-        if self.quantised and self.shapes.get(name) != tuple(tensor.shape):
+        shape = self.shapes.get(name) or self.parts.get(name)
+        if self.quantised and shape != tuple(tensor.shape):
             return
-        if name not in self.shapes:
+        if shape is None:
             raise WeightError(
                 f"The checkpoint holds {disk_name!r} of shape {list(tensor.shape)}, which "
                 "GLM-4.1V with this config.json does not have. Check that the weights and the "
                 "config belong together."
             )
-        if tuple(tensor.shape) != self.shapes[name]:
+        if tuple(tensor.shape) != shape:
             raise WeightError(
                 f"The checkpoint's {disk_name!r} has shape {list(tensor.shape)}; config.json "
-                f"demands {list(self.shapes[name])}. Check that the two belong together."
+                f"demands {list(shape)}. Check that the two belong together."
             )
 
     def _convert(
@@ -202,19 +208,20 @@ class WeightLoader:
                 yield f"{VISION}patch_embed.{part}", value
 
     def _deinterleave(self, disk_name: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Rows of q or k in half form; a quantised layer's rows and scales likewise."""
-        if tensor.numel() == 1:
-            return tensor  # one scale for the whole layer
+        """Rows of q or k in half form; a quantised layer's tensors likewise."""
         layer, _, suffix = name.rpartition(".")
         rows = self.shapes[f"{layer}.weight"][0]
-        if suffix not in PER_CHANNEL or tensor.shape[0] != rows:
+        head_dim, rotated = head_size(self.text_config), rotary_dim(self.text_config)
+        reorder = partial(deinterleave, head_dim=head_dim, rotated=rotated)
+        try:
+            return reorder_channels(suffix, tensor, rows, head_dim, reorder, self.awq)
+        except LayoutError as error:
             raise WeightError(
-                f"The checkpoint's {disk_name!r} of shape {list(tensor.shape)} does not have one "
-                f"row for each of the {rows} output channels, so its rotary rows cannot be put "
-                "in the order of this network. Use a checkpoint quantised per channel or per "
-                "tensor, or set VLLM_PLUGINS so that vLLM's own class serves this one."
-            )
-        return deinterleave(tensor, head_size(self.text_config), rotary_dim(self.text_config))
+                f"The checkpoint's {disk_name!r} of shape {list(tensor.shape)} has a layout that "
+                f"is not known: the {rows} output channels of its layer are to be reordered for "
+                "the rotary embedding. Use a checkpoint in another format; docs/quantize.md lists "
+                "those that load."
+            ) from error
 
     def _copy(self, params: dict[str, nn.Parameter], name: str, tensor: torch.Tensor) -> set[str]:
         shard: tuple = ()
@@ -240,17 +247,42 @@ class WeightLoader:
 
     def _require_all(self, seen: set[str], naming: dict[str, str]) -> None:
         layers = {name.rpartition(".")[0] for name in seen} if self.quantised else set()
-        missing = sorted(
-            name for name in self.shapes.keys() - seen if name.rpartition(".")[0] not in layers
-        )
+        missing = {
+            name: shape
+            for name, shape in self._expected(seen).items()
+            if name not in seen and name.rpartition(".")[0] not in layers
+        }
         if not missing:
             return
         to_disk = WeightsMapper(orig_to_new_prefix=naming)
         listed = ", ".join(
-            f"{to_disk.apply_list([name])[0]!r} {list(self.shapes[name])}" for name in missing[:8]
+            f"{to_disk.apply_list([name])[0]!r} {list(missing[name])}"
+            for name in sorted(missing)[:8]
         )
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise WeightError(
             f"The checkpoint lacks {len(missing)} of {len(self.shapes)} tensors: {listed}{more}. "
             "Download it again, or check that config.json belongs to it."
+        )
+
+    def _expected(self, seen: set[str]) -> dict[str, Shape]:
+        """What the checkpoint must hold: parts of a layer where it holds one of them."""
+        found = {name.rpartition(".")[0] for name in seen}
+        split = {name for name in self.parts if name.rpartition(".")[0] in found}
+        fused = {fused_name(name) for name in split}
+        parts = {name: shape for name, shape in self.parts.items() if fused_name(name) in fused}
+        return {name: shape for name, shape in self.shapes.items() if name not in fused} | parts
+
+
+def check_twins(found: dict[str, torch.Tensor]) -> None:
+    """An output projection beside a tied embedding must be a copy of it.
+
+    Raises:
+        WeightError: It is another, and config.json says to leave it out.
+    """
+    if {HEAD, EMBEDDING} <= found.keys() and not torch.equal(found[HEAD], found[EMBEDDING]):
+        raise WeightError(
+            "The checkpoint's 'lm_head.weight' differs from its embedding, but its config.json "
+            "ties the two (tie_word_embeddings). Set tie_word_embeddings to false if the output "
+            "projection was trained, or remove it."
         )

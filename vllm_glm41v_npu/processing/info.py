@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from vllm.config.multimodal import BaseDummyOptions, VideoDummyOptions
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalDataDict
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import (
@@ -53,7 +54,19 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
         return options.get("video", {}).get("video_backend")
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        return {placeholder.modality: None for placeholder in self.placeholders}
+        limits: dict[str, int | None] = {each.modality: None for each in self.placeholders}
+        return limits if self.video_settings.refusal is None else limits | {"video": 0}
+
+    def validate_num_items(self, modality: str, num_items: int) -> None:
+        """As vLLM's; videos of a checkpoint with another video processor are refused by its name.
+
+        Raises:
+            ValueError: There are more than the server takes, or there is any such video.
+        """
+        refusal = self.video_settings.refusal
+        if modality == "video" and num_items and refusal is not None:
+            raise VLLMValidationError(refusal, parameter="video")
+        super().validate_num_items(modality, num_items)
 
     def get_data_parser(self) -> Glm41vDataParser:
         return Glm41vDataParser(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..processor_files import VIDEOS, unknown_video_class
 from .grid import PatchGeometry, PixelLimits
 from .settings import REQUEST_KWARGS, SERVER_KWARGS, PixelSettings, logger
 
@@ -33,8 +34,7 @@ class VideoSettings(PixelSettings):
     frames than ``frame_limit`` instead of thinning them out.
     """
 
-    FILE = "video_preprocessor_config.json"
-    SECTION = "video_processor"
+    PLACE = VIDEOS
 
     limits: PixelLimits = PixelLimits(min_pixels=112 * 112, max_pixels=28 * 28 * 2 * 30000)
     fps: float = 2.0
@@ -43,6 +43,16 @@ class VideoSettings(PixelSettings):
     max_duration: float = 300.0
     do_sample_frames: bool | None = None
     must_fit: bool = False
+    refusal: str | None = None
+    """Why videos of this checkpoint are not taken."""
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, object], geometry: PatchGeometry, source: str | None = None
+    ) -> VideoSettings:
+        problem = unknown_video_class(config)
+        settings = super().from_config(config, geometry, source)
+        return settings if problem is None else replace(settings, refusal=f"{problem}")
 
     @property
     def frame_limit(self) -> int:

@@ -10,13 +10,11 @@ from typing import ClassVar, TypeVar
 from vllm.logger import init_logger
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
+from ..processor_files import PICTURES, Place
 from .grid import PatchGeometry, PixelLimits
 
 SERVER_KWARGS, REQUEST_KWARGS = "--mm-processor-kwargs", "mm_processor_kwargs"
 """What messages call the two places where settings are given."""
-
-_FILE_WITH_ALL = "processor_config.json"
-"""Where transformers 5 saves the keys of all processors; it goes first."""
 
 _SIZE_KEYS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 """The keys of ``size`` are pixel counts under misleading names; these are the honest ones."""
@@ -80,17 +78,17 @@ class PixelSettings:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
 
-    FILE: ClassVar[str]
-    """The checkpoint's file."""
-    SECTION: ClassVar[str]
-    """The same keys' place in processor_config.json."""
+    PLACE: ClassVar[Place]
+    """Where in a checkpoint they are."""
+    FRAMES: ClassVar[int] = 1
+    """How often ``size`` counts what ``min_pixels`` and ``max_pixels`` count once."""
 
     @classmethod
     def from_pretrained(
         cls: type[S], model: str, revision: str | None, geometry: PatchGeometry
     ) -> S:
-        """Read the settings of a checkpoint, a directory or a name on the hub; the defaults where
-        it has no such file.
+        """Read the settings of a checkpoint, a directory or a name on the hub, from the file that
+        transformers takes; the defaults where it has none.
 
         ``ModelConfig.hf_image_processor_config`` would be the natural source, but is empty for
         most checkpoints: transformers 5.5.4 ``get_image_processor_config`` overlooks
@@ -99,10 +97,8 @@ class PixelSettings:
         Raises:
             ValueError: see `from_config`.
         """
-        everything = get_hf_file_to_dict(_FILE_WITH_ALL, model, revision) or {}
-        if cls.SECTION in everything:
-            return cls.from_config(everything[cls.SECTION], geometry, _FILE_WITH_ALL)
-        return cls.from_config(get_hf_file_to_dict(cls.FILE, model, revision) or {}, geometry)
+        source, config = cls.PLACE.read(lambda name: get_hf_file_to_dict(name, model, revision))
+        return cls.from_config(config, geometry, source)
 
     @classmethod
     def from_config(
@@ -111,12 +107,12 @@ class PixelSettings:
         geometry: PatchGeometry,
         source: str | None = None,
     ) -> S:
-        """Read the parsed content of the file called ``source``, `FILE` by default.
+        """Read the parsed content of the file called ``source``, the first of `PLACE` by default.
 
         Raises:
             ValueError: a value that is not implemented, or contradicts config.json.
         """
-        source = source or cls.FILE
+        source = source or cls.PLACE.files[0]
         for key, implemented in _FIXED.items():
             if config.get(key, implemented) != implemented:
                 raise ValueError(
@@ -141,23 +137,25 @@ class PixelSettings:
     ) -> S:
         """These settings under some of `PIXEL_KEYS`.
 
-        ``size`` is ``{"shortest_edge": min_pixels, "longest_edge": max_pixels}``, either key or
-        both; ``min_pixels`` and ``max_pixels`` win over it.
+        ``size`` is ``{"shortest_edge": least, "longest_edge": most}``, either key or both, counted
+        over all frames, of which a still picture has two. ``min_pixels`` and ``max_pixels`` win
+        over it; of a still picture they count its own pixels, as in other models.
 
         Raises:
             ValueError: a value out of range. ``source`` is named in it.
         """
-        limits = replace(self.limits, **_pixel_overrides(overrides, source))
-        least_max = geometry.pixels_per_token
-        if limits.max_pixels < least_max:
+        limits = replace(self.limits, **_pixel_overrides(overrides, source, self.FRAMES))
+        least, most = (pixels // self.FRAMES for pixels in (limits.min_pixels, limits.max_pixels))
+        least_max = geometry.pixels_per_token // self.FRAMES
+        if most < least_max:
             raise ValueError(
-                f"{source} has max_pixels={limits.max_pixels}, less than the {least_max} of one "
+                f"{source} has max_pixels={most}, less than the {least_max} of one "
                 f"token. Give at least {least_max}."
             )
         if limits.min_pixels > limits.max_pixels:
             raise ValueError(
-                f"{source} leads to min_pixels={limits.min_pixels}, more than "
-                f"max_pixels={limits.max_pixels}. Set both so that min_pixels <= max_pixels."
+                f"{source} leads to min_pixels={least}, more than max_pixels={most}. "
+                "Set both so that min_pixels <= max_pixels."
             )
         return replace(self, limits=limits)
 
@@ -167,7 +165,7 @@ class PixelSettings:
             ValueError: more pixels than the server's settings ``allowed``, for which memory was
                 set aside at start-up.
         """
-        asked, most = self.limits.max_pixels, allowed.limits.max_pixels
+        asked, most = (each.limits.max_pixels // self.FRAMES for each in (self, allowed))
         if asked > most:
             raise ValueError(
                 f"{REQUEST_KWARGS} has max_pixels={asked}, but this server was started for at "
@@ -180,25 +178,27 @@ class PixelSettings:
 class ImageSettings(PixelSettings):
     """The picture settings of a checkpoint, transformers' ``Glm4vImageProcessor``."""
 
-    FILE = "preprocessor_config.json"
-    SECTION = "image_processor"
+    PLACE = PICTURES
+    FRAMES = 2
 
 
-def _pixel_overrides(overrides: Mapping[str, object], source: str) -> dict[str, int]:
+def _pixel_overrides(overrides: Mapping[str, object], source: str, frames: int) -> dict[str, int]:
+    """The limits as ``size`` counts them."""
     size = overrides.get("size", {})
     if not isinstance(size, Mapping) or size.keys() - _SIZE_KEYS.keys():
         raise ValueError(
             f"{source} has size={size!r}; expected a mapping with shortest_edge and "
             "longest_edge, both pixel counts."
         )
-    pixels = {_SIZE_KEYS[key]: value for key, value in size.items()}
-    pixels |= {key: overrides[key] for key in _SIZE_KEYS.values() if key in overrides}
-    for key, value in pixels.items():
+    named = {key: overrides[key] for key in _SIZE_KEYS.values() if key in overrides}
+    for key, value in {**size, **named}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(
-                f"{source} has {key}={value!r}; expected a whole number of pixels, at least 1."
+                f"{source} has {_SIZE_KEYS.get(key, key)}={value!r}; expected a whole number of "
+                "pixels, at least 1."
             )
-    return pixels
+    pixels = {_SIZE_KEYS[key]: value for key, value in size.items()}
+    return pixels | {key: frames * value for key, value in named.items()}  # type: ignore[operator]
 
 
 def _check_patch_sizes(config: Mapping[str, object], geometry: PatchGeometry, source: str) -> None:

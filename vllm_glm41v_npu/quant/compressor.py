@@ -220,7 +220,7 @@ def copy_small_files(source: Path, folder: Path) -> None:
         if (
             path.is_file()
             and not path.name.endswith(LARGE_SUFFIXES)
-            and path.name not in NOT_COPIED
+            and not path.name.startswith(NOT_COPIED)
         ):
             shutil.copyfile(path, folder / path.name)
 

@@ -23,7 +23,7 @@ from vllm_glm41v_npu.quant.description import (
     Description,
     DescriptionError,
 )
-from vllm_glm41v_npu.quant.recognition import local_folder
+from vllm_glm41v_npu.quant.recognition import read_description
 from vllm_glm41v_npu.quant.shards import Stored, stored_weights
 
 
@@ -71,14 +71,8 @@ class AscendConfig(QuantizationConfig):
         Raises:
             DescriptionError: There is none, or it cannot be used.
         """
-        self.folder = local_folder(model_name, ["*.json"], revision)
-        self.on_disk = Description.read(self.folder)
+        self.folder, self.on_disk = read_description(model_name, revision)
         self.description = self.on_disk
-        if self.on_disk is None:
-            raise DescriptionError(
-                f"--quantization {METHOD} needs {DESCRIPTION}, and {model_name} has none. Leave "
-                "--quantization out for a float checkpoint, or copy the file there."
-            )
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Call the described tensors as vLLM calls its layers."""

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_glm41v_npu.checkpoint import FLOATS
+from vllm_glm41v_npu.checkpoint import FLOATS, WRAPPER
+from vllm_glm41v_npu.problem import Problem
 
 DESCRIPTION = "quant_model_description.json"
 MINDIE_DESCRIPTIONS = "quant_model_description_*.json"
@@ -29,6 +30,9 @@ DYNAMIC = "W8A8_DYNAMIC"
 COMPRESSED = "W8A8SC"
 """Of shards for each tensor-parallel rank, whose weights are compressed and named as in vLLM."""
 KNOWN_TYPES = (FLOAT, *STATIC, COMPRESSED, DYNAMIC)
+
+FLOAT_ONLY = ("embed_tokens", "position_embedding", "lm_head")
+"""Layers whose weight is a matrix, but which nothing computes in int8."""
 
 FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -119,6 +123,9 @@ class Description:
     def from_json(cls, content: Mapping[str, object], file: str = DESCRIPTION) -> Description:
         """From the parsed file.
 
+        The form for MindIE gives a wrapped norm the type of the layer behind it; its tensors are
+        floats all the same.
+
         Raises:
             DescriptionError: A tensor's type is no string.
         """
@@ -131,18 +138,19 @@ class Description:
                     f"{file}: {name!r} has the type {kind!r}; a name is needed, one of "
                     f"{', '.join(KNOWN_TYPES)}. Quantise again, or copy the file again."
                 )
-            types[name] = kind
+            types[name] = FLOAT if WRAPPER in name else kind
         extras = {name: value for name, value in content.items() if "." not in name}
         kind = extras.get("model_quant_type") or _main_type(types)
         return cls(file, str(kind), types, extras)
 
+    @property
+    def content(self) -> dict[str, object]:
+        """What the file would be in the plain form."""
+        return {**self.extras, **self.types}
+
     def renamed(self, rename: Callable[[str], str]) -> Description:
         """With other names of the tensors, such as vLLM's."""
         return replace(self, types={rename(name): kind for name, kind in self.types.items()})
-
-    def unknown(self) -> dict[str, str]:
-        """Tensor to its type, of those whose type nobody here knows."""
-        return {name: kind for name, kind in self.types.items() if kind not in KNOWN_TYPES}
 
     def layer_type(self, prefix: str) -> str:
         """The type of a layer by its name in vLLM, once the tensors have vLLM's names.
@@ -172,6 +180,24 @@ class Description:
         if name not in FUSED or f"{prefix}.weight" in self.types:
             return (prefix,)
         return tuple(f"{parent}.{part}" if parent else part for part in FUSED[name])
+
+
+def unsupported(description: Description) -> Problem | None:
+    """Types that nothing here computes, of any tensor or of layers that stay in float."""
+    found: dict[str, str] = {}  # type to a tensor that has it
+    for name, kind in description.types.items():
+        layer = name.rpartition(".")[0].rpartition(".")[2]
+        if kind not in KNOWN_TYPES or (kind != FLOAT and layer in FLOAT_ONLY):
+            found.setdefault(kind, name)
+    if not found:
+        return None
+    listed = ", ".join(f"{kind} for {name!r}" for kind, name in found.items())
+    return Problem(
+        "checkpoint type",
+        f"{description.file} has types that are not supported for these tensors: {listed}",
+        f"Quantise the original model again to one of {', '.join((*STATIC, DYNAMIC))}, with its "
+        "embeddings, output projection and KV cache in float.",
+    )
 
 
 def find(folder: Path) -> Path | None:

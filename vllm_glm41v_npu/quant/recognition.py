@@ -64,8 +64,7 @@ def register_quantisation(backend: Backend, architecture: str, expects: Expects)
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
             before.verify_and_update_model_config(model_config)
-            if not backend.is_ascend:  # vllm-ascend recognises them itself
-                recognise(model_config)
+            recognise(model_config)  # vllm-ascend does not know the form for MindIE
 
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
@@ -89,7 +88,6 @@ def check(vllm_config: Any, backend: Backend, expects: Expects) -> None:
         DescriptionError, CheckpointError, ShardError, ContainerError: It cannot be loaded.
     """
     model, load_format = vllm_config.model_config, vllm_config.load_config.load_format
-    # On Ascend, a method that was left out is still to be recognised.
     if model.quantization not in (None, METHOD):
         return
     if load_format in WHOLE_FORMATS and _described(model):
@@ -107,11 +105,6 @@ def _check_whole(vllm_config: Any, backend: Backend, expects: Expects) -> None:
     folder = local_folder(model.model, patterns, model.revision, download_dir)
     description = Description.read(folder)
     assert description is not None
-    if backend.is_ascend and description.file != DESCRIPTION:
-        raise DescriptionError(
-            f"{folder} is in msModelSlim's form for MindIE ({description.file}); vllm-ascend reads "
-            f"{DESCRIPTION}. Quantise again without --mindie_format."
-        )
     shapes, rename = expects(model.hf_config)
     validate(Checkpoint(folder), description, shapes, rename, _dtype(model))
 
@@ -142,6 +135,22 @@ def _check_shards(vllm_config: Any, backend: Backend) -> None:
     if backend.is_ascend:  # the CPU looks at the checksums when it decodes
         for rank in range(record.tp_size):
             verify_shard(folder, rank)
+
+
+def read_description(model: str, revision: str | None) -> tuple[Path, Description]:
+    """The folder of a checkpoint and its description, whichever form it has.
+
+    Raises:
+        DescriptionError: There is none, or it cannot be used.
+    """
+    folder = local_folder(model, ["*.json"], revision)
+    description = Description.read(folder)
+    if description is None:
+        raise DescriptionError(
+            f"--quantization {METHOD} needs {DESCRIPTION}, and {model} has none. Leave "
+            "--quantization out for a float checkpoint, or copy the file there."
+        )
+    return folder, description
 
 
 def _dtype(model_config: Any) -> str:

@@ -16,22 +16,20 @@ from itertools import islice
 import torch
 from safetensors import safe_open
 
-from vllm_glm41v_npu.checkpoint import FLOATS, Checkpoint, Tensor
+from vllm_glm41v_npu.checkpoint import FLOATS, WRAPPER, Checkpoint, Tensor
 from vllm_glm41v_npu.quant.description import (
     COMPRESSED,
     DEQ_SCALE_DTYPES,
     FLOAT,
+    FLOAT_ONLY,
     FUSED,
-    KNOWN_TYPES,
     RULES,
     STATIC,
     Description,
     DescriptionError,
+    unsupported,
 )
 from vllm_glm41v_npu.quant.scales import float_scale
-
-FLOAT_ONLY = ("embed_tokens", "position_embedding", "lm_head")
-"""Layers whose weight is a matrix, but which nothing computes in int8."""
 
 SHARED = ("input_scale", "input_offset")
 """What the parts of a fused layer must have in common: they take the same input."""
@@ -64,6 +62,8 @@ def validate(
     """
     for file, trouble in checkpoint.bad_files.items():
         raise CheckpointError(f"{checkpoint.folder / file} {trouble}. Copy it again.")
+    if problem := unsupported(description):
+        raise CheckpointError(f"{checkpoint.folder}: {problem}")
     tensors = Tensors(checkpoint, description, rename)
     for check in (_types(description), _tensors(tensors, shapes), _dtype(tensors, dtype)):
         _raise_for(check)
@@ -82,8 +82,10 @@ class Tensors:
         self, checkpoint: Checkpoint, description: Description, rename: Callable[[str], str]
     ) -> None:
         self.folder = checkpoint.folder
-        self.headers = {rename(name): tensor for name, tensor in checkpoint.tensors.items()}
-        self.names = {rename(name): name for name in (*description.types, *checkpoint.tensors)}
+        # Of a norm that is there twice, the wrapped one is loaded.
+        on_disk = sorted(checkpoint.tensors, key=lambda name: WRAPPER in name)
+        self.headers = {rename(name): checkpoint.tensors[name] for name in on_disk}
+        self.names = {rename(name): name for name in (*description.types, *on_disk)}
         self.description = description.renamed(rename)
 
     def called(self, name: str) -> str:
@@ -120,9 +122,6 @@ def _raise_for(problems: Iterator[str]) -> None:
 
 
 def _types(description: Description) -> Iterator[str]:
-    for name, kind in description.unknown().items():
-        known = ", ".join(KNOWN_TYPES)
-        yield f"{description.file} gives {name!r} the unknown type {kind!r} (known are {known})"
     for name, kind in description.types.items():
         if kind == COMPRESSED:
             yield (

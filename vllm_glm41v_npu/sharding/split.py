@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from vllm_glm41v_npu.models.norm_bias import plain_name
+from vllm_glm41v_npu.checkpoint import plain_name
+from vllm_glm41v_npu.models.packed import ROWS
 from vllm_glm41v_npu.models.rope import head_size
 from vllm_glm41v_npu.models.shapes import TEXT, uneven
-from vllm_glm41v_npu.models.weights import FUSED, IN_DEQ_SCALE, PER_CHANNEL
+from vllm_glm41v_npu.models.weights import FUSED, IN_DEQ_SCALE
 
 Sink = Callable[[int, str, torch.Tensor], None]
 """Takes a rank, a parameter's name, and its value."""
@@ -141,7 +142,7 @@ class Splitter:
             # float32 on disk; the parameter of the offset is int8, that of the scale a float.
             self._to_all(name, tensor.to(torch.int8) if suffix == "input_offset" else tensor)
             return
-        if suffix not in PER_CHANNEL:
+        if suffix not in ROWS:
             raise ShardingError(f"It is not known how {name!r} is split over ranks.")
         kind = split_of(layer)
         if kind == "whole":

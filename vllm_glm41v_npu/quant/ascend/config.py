@@ -18,6 +18,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
+from vllm_glm41v_npu.checkpoint import WRAPPER
 from vllm_glm41v_npu.platform import ATLAS_310P, current_backend
 from vllm_glm41v_npu.quant.description import (
     COMPRESSED,
@@ -26,6 +27,7 @@ from vllm_glm41v_npu.quant.description import (
     Description,
     DescriptionError,
 )
+from vllm_glm41v_npu.quant.recognition import read_description
 
 # Both modules register a config under one name, and the last one counts: on Atlas A2, that of
 # Atlas 310P may not be imported. Importing it here lets ours be the last.
@@ -50,19 +52,24 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Read the description; of this model, without biases of norms.
+        """Read the description; of this model in either form, and without biases of norms.
 
         RMSNorms whose bias is not zero get it when it is loaded: see models/norm_bias.py. Shards
         name such biases where there are some, and nowhere else.
         """
-        super().maybe_update_config(model_name, hf_config, revision)
-        ours = getattr(hf_config, "model_type", None) in MODEL_TYPES
-        if ours and self.quant_description.get("model_quant_type") != COMPRESSED:
-            self.quant_description = {
-                name: kind
-                for name, kind in self.quant_description.items()
-                if not name.endswith(NORM_BIAS)
-            }
+        if getattr(hf_config, "model_type", None) not in MODEL_TYPES:
+            super().maybe_update_config(model_name, hf_config, revision)
+            return
+        # What config.json says of the form for MindIE is in here, and is no description.
+        _, description = read_description(model_name, revision)
+        biased = description.kind == COMPRESSED
+        self.quant_description = {
+            name: kind
+            for name, kind in description.content.items()
+            if WRAPPER not in name and (biased or not name.endswith(NORM_BIAS))
+        }
+        self._apply_extra_quant_adaptations()
+        self._add_kvcache_quant_metadata()
 
     @cached_property
     def description(self) -> Description:
