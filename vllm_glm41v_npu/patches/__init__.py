@@ -13,7 +13,7 @@ from importlib import import_module
 
 from vllm_glm41v_npu.platform import Backend
 
-EVERYWHERE = ("engine_watch", "thinking_drafts")
+EVERYWHERE = ("engine_watch", "media_cache", "media_names", "thinking_drafts")
 ON_CPU = ("pinned_memory", "sampler_argument")
 
 
