@@ -25,7 +25,6 @@ MEDIA = (
     "image_url",
     "image_pil",
     "image_embeds",
-    "input_image",
     "video_url",
     "audio_url",
     "audio_embeds",
@@ -78,8 +77,8 @@ def _part_without_name(part: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         VLLMValidationError: it has nothing else.
     """
-    kinds = [kind for kind in MEDIA if kind in part or part.get("type") == kind]
-    for kind in kinds:
+    kinds = [kind for kind in MEDIA if kind in part]
+    for kind in kinds or [kind for kind in (*MEDIA, "input_image") if kind == part.get("type")]:
         given = part.get(kind)
         if not (given.get("url", given) if isinstance(given, Mapping) else given):
             raise VLLMValidationError(
