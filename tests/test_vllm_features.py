@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
 
 from tests.checkpoints import TINY
 from tests.end_to_end.cases import CASES, PICTURES, QUESTION
 from tests.engines import NEW_TOKENS, Oracle, ask, check_equal, engine, tokens
-from tools.tiny_evaluate import final_answer
+from tools.tiny_evaluate import final_answer, heldout_sets
 from vllm_glm41v_npu.cli.ask import conversation
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
@@ -57,6 +59,80 @@ def test_a_typed_placeholder_without_any_picture_is_text(llm: LLM) -> None:
     """Pins what vLLM does before this package is asked: without media it is a token like others."""
     (output,) = ask(llm, [conversation([], "What is <|image|>?")])
     assert len(tokens(output)) == NEW_TOKENS
+
+
+def refused(llm: LLM, picture: Image.Image, way: str) -> None:
+    """Ask so that vLLM refuses after it has processed the picture."""
+    good = conversation([picture], QUESTION)
+    chats: list[Any] = [good]
+    params = GREEDY
+    if way == "too long":
+        chats = [conversation([picture], "7" * 8200)]
+    elif way == "one of several":
+        chats = [good, conversation([picture], "7" * 8200), good]
+    elif way == "a typed placeholder":
+        chats = [conversation([picture], "<|image|>" + QUESTION)]
+    elif way == "a bad grammar":
+        params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="(["))
+    elif way == "several greedy answers":
+        params = GREEDY.clone()
+        params.n = 2
+        params.temperature = -1.0
+    with pytest.raises((ValueError, TypeError)):
+        llm.chat(chats, params, use_tqdm=False)
+
+
+WAYS = (
+    "too long",
+    "one of several",
+    "a typed placeholder",
+    "a bad grammar",
+    "several greedy answers",
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_refused_request_leaves_its_picture_usable(llm: LLM, way: str) -> None:
+    """From then on the picture fails, or is answered with nothing, for everybody."""
+    number = WAYS.index(way)
+    ((question, (picture,), answer),) = heldout_sets(len(WAYS))["written numbers"][number:][:1]
+    refused(llm, picture, way)
+    for _ in range(2):
+        (output,) = llm.chat(conversation([picture], question), GREEDY, use_tqdm=False)
+        assert final_answer(output.outputs[0].text) == answer
+
+
+def named(name: str, picture: Image.Image | None) -> dict[str, Any]:
+    """A prompt with a picture that the caller names."""
+    image = "<|begin_of_image|><|image|><|end_of_image|>"
+    return {
+        "prompt": f"[gMASK]<sop><|user|>\n{image}{QUESTION}<|assistant|>\n",
+        "multi_modal_data": {"image": [picture]},
+        "multi_modal_uuids": {"image": [name]},
+    }
+
+
+def test_a_name_does_not_stand_for_another_picture(llm: LLM) -> None:
+    """Two pictures under one name are taken for one; None stands for what was given last."""
+    pairs = [(picture, answer) for _, (picture,), answer in heldout_sets(2)["written numbers"]]
+
+    def answer_to(prompt: dict[str, Any]) -> str:
+        (output,) = llm.generate([prompt], GREEDY, use_tqdm=False)
+        return final_answer(output.outputs[0].text)
+
+    for picture, answer in pairs * 2:
+        assert answer_to(named("same", picture)) == answer
+        assert answer_to(named("same", None)) == answer
+    with pytest.raises(ValueError, match="No image was given under the name 'other'"):
+        answer_to(named("other", None))
+
+
+def test_a_name_without_a_picture_is_refused_in_a_chat(llm: LLM) -> None:
+    """Whoever passes on the messages of others would let them ask for each other's pictures."""
+    part = {"type": "image_url", "image_url": None, "uuid": "same"}
+    text = {"type": "text", "text": QUESTION}
+    with pytest.raises(ValueError, match="a uuid does not stand for a picture"):
+        llm.chat([{"role": "user", "content": [part, text]}], GREEDY, use_tqdm=False)
 
 
 def test_updating_weights_in_place(llm: LLM, oracle: Oracle) -> None:

@@ -27,10 +27,11 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_server(log: Path, checkpoint: Callable[[str], Path]) -> Iterator[Server]:
-    """`vllm serve`, as it comes, on the tiny checkpoint."""
+    """`vllm serve` on the tiny checkpoint, with so small a cache of media that it evicts."""
     options = ["--served-model-name", "tiny", "--limit-mm-per-prompt", '{"image": 3, "video": 2}']
     options += ["--trust-request-chat-template", "--allowed-local-media-path", str(VIDEOS)]
     options += ["--enable-prompt-tokens-details", "--structured-outputs-config", NO_SPACES]
+    options += ["--mm-processor-cache-gb", "0.001"]
     with serving(checkpoint("tiny"), log, *options) as server:
         yield server
 

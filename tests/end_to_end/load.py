@@ -7,12 +7,13 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
 import httpx
 
-CHAT = "/v1/chat/completions"
+from tests.end_to_end.unfinished import CHAT, Unfinished
+
 PIECES_BEFORE_LEAVING = 3
 SLOW_SECONDS = 0.02
 SMALL_BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -27,12 +28,16 @@ class Job(NamedTuple):
     """A request, and what its client does.
 
     expected: the answer; None where the request has to be refused.
-    client: "whole", "stream", "slow" (a stream read with pauses), or "leaves" (in its middle).
+    client: "whole", "stream", "slow" (a stream read with pauses), "leaves" (in its middle), or
+        "hangs up" (after so many `seconds`, wherever the request is).
+    before: what the client asks first, with the same pictures.
     """
 
     body: dict[str, Any]
     expected: str | None
     client: str = "whole"
+    before: Unfinished | None = None
+    seconds: float = 0
 
 
 async def complaints(address: str, jobs: Sequence[Job], at_once: int) -> list[str]:
@@ -42,6 +47,7 @@ async def complaints(address: str, jobs: Sequence[Job], at_once: int) -> list[st
 
     async def work(client: httpx.AsyncClient) -> None:
         for job in waiting:
+            found.extend(await _complaint_before(client, job))
             found.extend(await _complaint(client, job))
 
     transport = httpx.AsyncHTTPTransport(socket_options=[SMALL_BUFFER])
@@ -54,7 +60,21 @@ async def complaints(address: str, jobs: Sequence[Job], at_once: int) -> list[st
     return found
 
 
+async def _complaint_before(client: httpx.AsyncClient, job: Job) -> list[str]:
+    if job.before is None:
+        return []
+    path, body, status = job.before
+    response = await client.post(path, json=body)
+    if response.status_code == status:
+        return []
+    return [f"{path}: {response.status_code}, expected {status}: {response.text:.200}"]
+
+
 async def _complaint(client: httpx.AsyncClient, job: Job) -> list[str]:
+    if job.client == "hangs up":
+        with suppress(TimeoutError):
+            await asyncio.wait_for(client.post(CHAT, json=job.body), job.seconds)
+        return []
     if job.expected is None:
         response = await client.post(CHAT, json=job.body)
         refused = 400 <= response.status_code < 500

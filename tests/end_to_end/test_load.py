@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""500 requests of all kinds, 16 at a time: each is answered right or refused; memory is flat."""
+"""500 requests of all kinds, 16 at a time: each is answered right or refused; memory is flat.
+
+The server's cache of media has 1 MB: most pictures are evicted before they are asked for again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import copy
+import io
 import json
 import random
 import re
@@ -12,17 +18,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+from PIL import Image
 
 from tests.end_to_end.bad_media import FIRST, QUESTION, bad_requests, png
 from tests.end_to_end.load import Job, complaints
 from tests.end_to_end.servers import VIDEOS, Server, data_uri, request, video_uri
+from tests.end_to_end.unfinished import UNFINISHED, fresh
 from tools.tiny_evaluate import MAX_NEW_TOKENS, final_answer, heldout_sets
 
 AT_ONCE = 16
 COUNT = 500
-BAD, LEAVING, SLOW = 120, 60, 10
+BAD, LEAVING, SLOW, POISONED, HANGING_UP = 60, 60, 10, 100, 60
+SECONDS_TO_HANG_UP = 0.5
+"""At most: in the middle of the processing, in the queue, or in the answer."""
 SLOW_TOKENS = 200
 PICTURE_COUNT = 12
+LARGE = [(448, 224), (672, 448), (896, 672)]
+"""(width, height): some 300 KB, 900 KB, and more than the cache holds."""
 LEAST = 0.9
 """Of the answers whose truth is known, those that are right: the checkpoint errs now and then."""
 MOST_GROWTH = 64 << 20
@@ -37,6 +49,8 @@ def good_requests() -> Iterator[tuple[dict[str, Any], str | None]]:
     for question, (picture,), answer in written:
         yield request(question, data_uri(png(picture))), answer
     yield request(QUESTION, *[data_uri(png(picture)) for _, (picture,), _ in written[:3]]), None
+    for size, (question, (picture,), _) in zip(LARGE, written, strict=False):
+        yield request(question, data_uri(png(picture.resize(size)))), None
     clip = video_uri((VIDEOS / "numbers.mp4").read_bytes())
     answers = json.loads((VIDEOS / "answers.json").read_text())["numbers.mp4"]
     yield request(FIRST, clip), answers["first"]
@@ -56,6 +70,31 @@ def asked_alone(server: httpx.Client, body: dict[str, Any]) -> Job:
     return Job(body, response.json()["choices"][0]["message"]["content"])
 
 
+def with_fresh_pictures(job: Job, number: int) -> Job:
+    """The same question about pictures that the server has not seen."""
+    body = copy.deepcopy(job.body)
+    for part in body["messages"][0]["content"][:-1]:
+        data = base64.b64decode(part["image_url"]["url"].split(",")[1])
+        part["image_url"]["url"] = fresh(Image.open(io.BytesIO(data)), number)
+    return job._replace(body=body)
+
+
+def unfinished_jobs(good: list[Job], rng: random.Random) -> list[Job]:
+    """Those whose pictures were in a request that ended early, and those that end themselves."""
+    ways = list(UNFINISHED.values())
+    pictured = [job for job in good if "image_url" in json.dumps(job.body)]
+    found = []
+    for number in range(POISONED + HANGING_UP):
+        job = with_fresh_pictures(rng.choice(pictured), number)
+        if number < POISONED:
+            found.append(job._replace(before=ways[number % len(ways)](job.body)))
+        else:
+            seconds = rng.uniform(0, SECONDS_TO_HANG_UP)
+            found.append(job._replace(client="hangs up", seconds=seconds))
+            found.append(job._replace(client="stream"))
+    return found
+
+
 def jobs(good: list[Job], slow: Job) -> list[Job]:
     """All requests, in an order that is the same in every run."""
     rng = random.Random(0)
@@ -63,6 +102,7 @@ def jobs(good: list[Job], slow: Job) -> list[Job]:
     mixed = [Job(bad[i % len(bad)], None) for i in range(BAD)]
     mixed += [rng.choice(good)._replace(client="leaves") for _ in range(LEAVING)]
     mixed += [slow._replace(client="slow")] * SLOW
+    mixed += unfinished_jobs(good, rng)
     while len(mixed) < COUNT:
         mixed.append(rng.choice(good)._replace(client=rng.choice(["whole", "stream"])))
     rng.shuffle(mixed)

@@ -13,7 +13,15 @@ from importlib import import_module
 
 from vllm_glm41v_npu.platform import Backend
 
-EVERYWHERE = ("drained_shutdown", "engine_watch", "front_end", "media_request", "thinking_drafts")
+EVERYWHERE = (
+    "drained_shutdown",
+    "engine_watch",
+    "front_end",
+    "media_cache",
+    "media_names",
+    "media_request",
+    "thinking_drafts",
+)
 ON_CPU = ("pinned_memory", "sampler_argument")
 
 
