@@ -30,9 +30,11 @@ from vllm_glm41v_npu.patches.media_cache import MISSING
 from vllm_glm41v_npu.patches.media_cache.orders import with_orders
 from vllm_glm41v_npu.patches.media_cache.receiver import MissingMedia, ReceiverCache
 
-ROOM = 1 << 20
 SIDES = [(28, 56), (56, 84), (112, 140), (280, 280)]
-"""From some 5 to some 235 KB each; ROOM holds a few of the largest."""
+"""Of pictures that take up to 59 KB when processed."""
+
+ROOM = 100_000
+"""Bytes: for one of the largest of these, and some others."""
 
 MakeEnds = Callable[..., tuple[Ends, Any]]
 
@@ -87,7 +89,7 @@ def test_vllms_own_caches_still_disagree(
 
 def test_any_mixture_of_fates(make_ends: MakeEnds, processor: Any) -> None:
     """Requests refused, overtaken, copied, failed in the sending, and caches cleared meanwhile."""
-    ends, ours = make_ends(ROOM // 2)
+    ends, ours = make_ends()
     rng = random.Random(0)
     seen = [random_picture(*rng.choice(SIDES), seed) for seed in range(12)]
     waiting: list[tuple[list[Any], Any]] = []
@@ -109,11 +111,11 @@ def test_any_mixture_of_fates(make_ends: MakeEnds, processor: Any) -> None:
             pictures, inputs = waiting.pop(rng.randrange(len(waiting)))
             assert same(ends.send(inputs, copies=rng.randint(1, 2)), pictures, processor)
             sent += len(pictures)
-    assert ends.sent_tensors < 0.8 * sent
-    inputs, pictures = None, None
+    assert ends.sent_tensors < sent
+    del inputs
     waiting.clear()
     ends.send(run(ours, IMAGE, seen[0]))
-    assert 0 < ends.held_bytes() <= ROOM // 2
+    assert 0 < ends.held_bytes() <= ROOM
 
 
 def fail_in_sending(ends: Ends, inputs: Any, arrives: bool) -> None:
@@ -133,8 +135,8 @@ def fail_in_sending(ends: Ends, inputs: Any, arrives: bool) -> None:
 @pytest.mark.parametrize("servers", [1, 2])
 def test_eviction_ends(servers: int, make_ends: MakeEnds, processor: Any) -> None:
     """Pictures larger than the cache, alone and beside others, loop for ever or are refused."""
-    ends, ours = make_ends(300_000, servers=servers)
-    sizes = [(280, 280), (560, 560), (56, 84)]
+    ends, ours = make_ends(40_000, servers=servers)
+    sizes = [(112, 140), (280, 280), (56, 84)]
     for round_ in range(4):
         pictures = [random_picture(*size, seed=round_) for size in sizes for _ in range(2)]
         for some in ([pictures[2]], pictures, [pictures[0]], [pictures[2]]):
@@ -166,7 +168,7 @@ def test_an_evicted_picture_stays_for_a_request_on_its_way(
     make_ends: MakeEnds, processor: Any
 ) -> None:
     """Between the processing of a request and its sending, others push its picture out."""
-    ends, ours = make_ends(300_000)
+    ends, ours = make_ends()
     picture = random_picture(280, 280, 1)
     ends.send(run(ours, IMAGE, picture))
     on_its_way = run(ours, IMAGE, picture)
@@ -234,7 +236,7 @@ def test_nobody_gets_what_another_has_sent(forge: str, make_ends: MakeEnds) -> N
 
 def test_requests_in_several_threads(make_ends: MakeEnds, processor: Any) -> None:
     """Guards --renderer-num-workers: threads that look up, add and evict at the same time."""
-    ends, ours = make_ends(ROOM // 2)
+    ends, ours = make_ends()
     seen = [random_picture(*SIDES[seed % 4], seed) for seed in range(10)]
 
     def prepare(seed: int) -> tuple[list[Any], Any]:
