@@ -7,6 +7,8 @@ import copy
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,17 +20,20 @@ from vllm.multimodal.cache import (
     MultiModalProcessorSenderCache,
     MultiModalReceiverCache,
 )
+from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
 from vllm.utils.cache import LRUCache
-from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.engine import EngineCoreOutputs, FinishReason
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from tests.processing.conftest import MakeProcessor
 from tests.processing.handing import Ends, request_of
 from tests.processing.oracle import random_picture
 from tests.processing.test_processor import IMAGE, run
-from vllm_glm41v_npu.patches.media_cache import MISSING
 from vllm_glm41v_npu.patches.media_cache.orders import with_orders
 from vllm_glm41v_npu.patches.media_cache.receiver import MissingMedia, ReceiverCache
+from vllm_glm41v_npu.patches.media_cache.sender import handing_over
 
 SIDES = [(28, 56), (56, 84), (112, 140), (280, 280)]
 """Of pictures that take up to 59 KB when processed."""
@@ -194,17 +199,25 @@ def test_the_engine_tells_the_front_end_what_it_lacks(make_ends: MakeEnds, proce
     ends, ours = make_ends()
     picture = random_picture(56, 84)
     ends.send(run(ours, IMAGE, picture))
-    (number,) = ends.engine._items
-    ends.engine._items.clear()
-    reason = f"{MISSING} {number}"
-    output = EngineCoreOutput("0", [], finish_reason=FinishReason.ERROR, stop_reason=reason)
-    OutputProcessor(None, log_stats=False).process_outputs([output])
+    request = request_of(run(ours, IMAGE, picture))
+    ends.engine._items.clear()  # planted
+    core: Any = SimpleNamespace(output_queue=Queue())
+    with handing_over(request):
+        try:
+            ends.engine.get_and_update_features(request.mm_features)
+        except MissingMedia:
+            EngineCoreProc._handle_request_preproc_error(core, request)
+    _, outputs = core.output_queue.get_nowait()
+    told = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(outputs)).outputs
+    assert [(output.request_id, output.finish_reason) for output in told] == [
+        (request.request_id, FinishReason.ERROR)
+    ]
+    OutputProcessor(None, log_stats=False).process_outputs(told)
     assert same(ends.send(run(ours, IMAGE, picture)), [picture], processor)
 
 
 def test_orders_after_a_missing_medium_are_carried_out() -> None:
     """One lost medium makes others lost: those of the same request would not be kept."""
-    from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
 
     def feature(item: MultiModalKwargsItem) -> MultiModalFeatureSpec:
         return MultiModalFeatureSpec(item, "image", "a", PlaceholderRange(0, 1))
