@@ -22,6 +22,7 @@ from tests.end_to_end.cases import CASES, PICTURES, QUESTION
 from tests.engines import NEW_TOKENS, Oracle, ask, check_equal, engine, tokens
 from tools.tiny_evaluate import final_answer, heldout_sets
 from vllm_glm41v_npu.cli.ask import conversation
+from vllm_glm41v_npu.patches.media_cache.receiver import MissingMedia
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
 
@@ -100,6 +101,18 @@ def test_a_refused_request_leaves_its_picture_usable(llm: LLM, way: str) -> None
     for _ in range(2):
         (output,) = llm.chat(conversation([picture], question), GREEDY, use_tqdm=False)
         assert final_answer(output.outputs[0].text) == answer
+
+
+def test_what_the_engine_lacks_costs_one_request(llm: LLM) -> None:
+    """An engine in this process that fails a request leaves the front end waiting for ever."""
+    ((question, (picture,), answer),) = heldout_sets(len(WAYS) + 1)["written numbers"][-1:]
+    chat = conversation([picture], question)
+    llm.chat(chat, GREEDY, use_tqdm=False)
+    llm.llm_engine.engine_core.engine_core.mm_receiver_cache._items.clear()  # planted
+    with pytest.raises(MissingMedia, match="Ask again"):
+        llm.chat([conversation([], "Hello!"), chat], GREEDY, use_tqdm=False)
+    (output,) = llm.chat(chat, GREEDY, use_tqdm=False)
+    assert final_answer(output.outputs[0].text) == answer
 
 
 def named(name: str, picture: Image.Image | None) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_names_that_vllm_makes_up_stay(processor: Any) -> None:
 
 def test_vllm_still_takes_a_name_for_the_content(processor: Any) -> None:
     """Tells when vLLM binds names to contents, and the patch can go."""
-    trusting = ProcessorInputs.get_mm_hashes.__wrapped__  # type: ignore[attr-defined]
+    trusting = ProcessorInputs.get_mm_hashes.__wrapped__
     items = processor.info.parse_mm_data({"image": [random_picture(56, 84)]})
     assert trusting(ProcessorInputs("", items, {"image": ["same"]}), "model") == {"image": ["same"]}
 

@@ -95,6 +95,7 @@ def _keeping_promises(known: Any) -> Any:
 def _hand_over_in_clients() -> None:
     """Decide what is sent in the calls that send a request to the engine, at the last moment."""
     from vllm.v1.engine import core_client
+    from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.engine.output_processor import OutputProcessor
 
     for client in (core_client.InprocClient, core_client.SyncMPClient):
@@ -102,6 +103,7 @@ def _hand_over_in_clients() -> None:
     for client in (core_client.AsyncMPClient, core_client.DPAsyncMPClient):
         _replace(client, "add_request_async", _handing_over_async)
     _replace(OutputProcessor, "process_outputs", _hearing_what_is_missing)
+    _replace(LLMEngine, "add_request", _forgetting_failed)
 
 
 def _handing_over(known: Any) -> Any:
@@ -122,6 +124,19 @@ def _handing_over_async(known: Any) -> Any:
             await known(client, request)
 
     return add_request_async
+
+
+def _forgetting_failed(known: Any) -> Any:
+    """What an engine in this process refused, vLLM would wait for in every later call."""
+
+    def add_request(engine: Any, request_id: str, *arguments: Any, **options: Any) -> str:
+        try:
+            return known(engine, request_id, *arguments, **options)
+        except BaseException:
+            engine.abort_request([request_id])
+            raise
+
+    return add_request
 
 
 def _hearing_what_is_missing(known: Any) -> Any:
