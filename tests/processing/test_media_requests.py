@@ -19,7 +19,7 @@ from vllm.renderers.base import BaseRenderer
 
 from tests.processing.loading import png
 from tests.processing.test_fetching import port  # noqa: F401
-from vllm_glm41v_npu.patches import media_request
+from vllm_glm41v_npu.patches import empty_media, media_request
 from vllm_glm41v_npu.processing import budget, media
 from vllm_glm41v_npu.processing.budget import Budget
 from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
@@ -199,3 +199,20 @@ def test_what_a_chat_loads_is_one_request(
         assert asyncio.run(BaseRenderer.render_chat_async(None, ["a", "b"])) == "rendered"
     assert seen[0] is seen[1] and seen[2] is seen[3] and seen[0] is not seen[2]
     assert seen[0].has_ended
+
+
+def test_an_empty_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM speaks of multi_modal_uuids; when it does no longer, the patch may go."""
+    validate = BaseRenderer._validate_mm_uuids
+    unpatched = getattr(validate, "__wrapped__", validate)
+    items = {"image": [Image.new("RGB", (2, 2)), None], "video": [None]}
+    with pytest.raises(ValueError, match="multi_modal_uuids"):
+        unpatched(None, items, items, {"image": [None, None], "video": [None]})
+    monkeypatch.setattr(BaseRenderer, "_validate_mm_uuids", unpatched)
+    empty_media.apply()
+    patched = BaseRenderer._validate_mm_uuids
+    with pytest.raises(VLLMValidationError, match="Picture 2 of 2 is empty: its URL .*image_url"):
+        patched(None, items, items, {})
+    with pytest.raises(VLLMValidationError, match="Video 1 of 1 is empty: its URL .*video_url"):
+        patched(None, items, items, {"image": [None, "known"]})
+    patched(None, items, items, {"image": [None, "known"], "video": ["known"]})
