@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from vllm_glm41v_npu.processing import picture_file
 from vllm_glm41v_npu.processing.budget import Budget, RequestEnded
 from vllm_glm41v_npu.processing.picture_file import FORMATS, plan_picture
 
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in FORMATS},
     "MPO": ("MPO", {"save_all": True, "append_images": [random_picture(40, 48)]}),
     "progressive": ("JPEG", {"progressive": True}),

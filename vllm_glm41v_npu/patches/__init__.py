@@ -15,6 +15,7 @@ from vllm_glm41v_npu.platform import Backend
 
 EVERYWHERE = (
     "drained_shutdown",
+    "empty_media",
     "engine_watch",
     "front_end",
     "media_cache",

@@ -129,9 +129,9 @@ class Budget:
             return None
         return OverBudget(
             "The pictures and videos of this request take more than "
-            f"{self.per_request >> 20} MiB of memory together once they are decoded, the most that "
-            "this server holds for one request. Send fewer or smaller ones; whoever runs the "
-            f"server can set {REQUEST_VARIABLE}."
+            f"{self.per_request >> 20} MiB of memory together, as files and once they are decoded, "
+            "the most that this server holds for one request. Send fewer or smaller ones; whoever "
+            f"runs the server can set {REQUEST_VARIABLE}."
         )
 
 

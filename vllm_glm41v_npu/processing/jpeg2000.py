@@ -20,25 +20,29 @@ _KNOWN = {_SIZ, _COD, _COC, _SOT, 0xFF50, 0xFF55, 0xFF57, 0xFF58, 0xFF59, 0xFF5C
 _KNOWN |= {0xFF5F, 0xFF60, 0xFF61, 0xFF63, 0xFF64, 0xFF74, 0xFF75, 0xFF77, 0xFF78}
 
 
+class HeaderRefused(ValueError):
+    """A header that no encoder of pictures writes; the message goes on after "because"."""
+
+
 def codestream_size(data: bytes) -> tuple[int, int]:
     """(width, height) of the codestream that is decoded.
 
     Raises:
-        ValueError: there is none, or it has more parts than a picture needs.
+        HeaderRefused: there is none, or it has more parts than a picture needs.
     """
     size, components = None, 0
     for marker, body in _segments(data, _start(data)):
         if marker == _SIZ:
             size, components = _size(body)
         elif size is None:
-            raise ValueError("its codestream does not begin with a size")
+            raise HeaderRefused("its codestream does not begin with a size")
         elif marker == _COD:
             _check_blocks(size, components, body[0], body[5:])
         elif marker == _COC:
             after = 1 if components < 257 else 2  # the number of the component
             _check_blocks(size, components, body[after], body[after + 1 :])
     if size is None:
-        raise ValueError("its codestream has no size")
+        raise HeaderRefused("its codestream has no size")
     return size
 
 
@@ -54,7 +58,7 @@ def _start(data: bytes) -> int:
         if length < 8:
             break
         place += length
-    raise ValueError("it has no codestream")
+    raise HeaderRefused("it has no codestream")
 
 
 def _segments(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
@@ -70,7 +74,7 @@ def _segments(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
             place = end
             continue
         if marker not in _KNOWN:  # decoders disagree on what follows
-            raise ValueError(f"its codestream has the unknown marker {marker:#x}")
+            raise HeaderRefused(f"its codestream has the unknown marker {marker:#x}")
         length = int.from_bytes(data[place + 2 : place + 4], "big")
         body = data[place + 4 : place + 2 + length]
         if marker == _SOT:
@@ -78,7 +82,7 @@ def _segments(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
             end = place + part if part else len(data)
         yield marker, body
         place += 2 + length
-    raise ValueError(f"its codestream has over {_MAX_SEGMENTS} segments")
+    raise HeaderRefused(f"its codestream has over {_MAX_SEGMENTS} segments")
 
 
 def _size(body: bytes) -> tuple[tuple[int, int], int]:
@@ -87,7 +91,7 @@ def _size(body: bytes) -> tuple[tuple[int, int], int]:
     components = int.from_bytes(body[34:36], "big")
     tiles = ceil((right - tile_left) / width) * ceil((bottom - tile_top) / height)
     if tiles > MAX_TILES or components > 4:
-        raise ValueError(
+        raise HeaderRefused(
             f"it has {tiles} tiles and {components} components; at most {MAX_TILES} and 4 are read"
         )
     return (right - left, bottom - top), components
@@ -104,7 +108,7 @@ def _check_blocks(size: tuple[int, int], components: int, style: int, coding: by
             columns = 1 + (width >> level + (exponents & 15))
             precincts += components * columns * (1 + (height >> level + (exponents >> 4)))
     if blocks > MAX_CODE_BLOCKS or precincts > MAX_PRECINCTS:
-        raise ValueError(
+        raise HeaderRefused(
             f"it is cut into {blocks} code blocks and {precincts} precincts; at most "
             f"{MAX_CODE_BLOCKS} and {MAX_PRECINCTS} are read"
         )

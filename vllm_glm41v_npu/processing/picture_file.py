@@ -20,7 +20,7 @@ from .av1 import av1_sizes
 from .budget import Plan, RequestEnded, check_alive
 from .colours import RGB, WHITE, Colour, is_deep, to_rgb
 from .image import UPRIGHT, check_pixels, orientation, undecodable, upright
-from .jpeg2000 import codestream_size
+from .jpeg2000 import HeaderRefused, codestream_size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO")
 """Pillow's names. JPEG includes MPO, PNG includes APNG; HEIF comes where pillow-heif is installed.
@@ -98,6 +98,10 @@ def _open(data: bytes, name: str) -> tuple[ImageFile.ImageFile, list[tuple[int, 
         return picture, [picture.size, *_hidden_sizes(picture, data)]
     except RequestEnded:
         raise
+    except HeaderRefused as error:
+        raise ValueError(
+            f"{name} was not decoded, because {error}. Send it again, as PNG or JPEG."
+        ) from error
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{name} is not a picture of a kind that is read here, whatever its name says, or its "
@@ -137,8 +141,9 @@ def _hidden_sizes(picture: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[i
 
 
 def _check_icon(data: bytes) -> None:
-    """Raise ValueError for an icon with a large picture, because Pillow decodes one when it opens
-    the file, and the list of pictures need not say their true sizes.
+    """Raise HeaderRefused for an icon with a large picture.
+
+    Pillow decodes one when it opens the file, and the list of pictures need not say the true sizes.
     """
     count = int.from_bytes(data[4:6], "little")
     for entry in range(6, 6 + 16 * count, 16):
@@ -151,8 +156,8 @@ def _check_icon(data: bytes) -> None:
         else:
             width, height = map(abs, struct.unpack("<ii", inside[4:12]))
         if width * height > _MAX_ICON:
-            raise ValueError(
-                f"it has an icon of {width} x {height} pixels; at most {_MAX_ICON} in all"
+            raise HeaderRefused(
+                f"it has an icon of {width} x {height} pixels; at most {_MAX_ICON} in all are read"
             )
 
 
