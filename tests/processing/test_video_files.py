@@ -166,9 +166,7 @@ def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of 100,000 frames holds a thread for as long as it likes."""
     monkeypatch.setenv(decode_time.SECONDS_VARIABLE, "1")
     monkeypatch.setattr(decode_time, "monotonic", iter(range(10**6)).__next__)
-    with pytest.raises(
-        ValueError, match="was not decoded: it was not ready within 1 s. Send a shorter"
-    ):
+    with pytest.raises(ValueError, match="was not decoded: it was not ready within 1 s"):
         process(Clip(8, 12, size=SMALL).encode())
     monkeypatch.setenv(decode_time.SECONDS_VARIABLE, "long")
     with pytest.raises(ValueError, match="SECONDS is 'long'; expected whole seconds"):

@@ -228,8 +228,14 @@ class _Picture:
         self._to_bgr, self._to_rgb = reformatter(), reformatter()
 
     def of(self, frame: Any) -> np.ndarray:
-        bgr = self._to_bgr.reformat(frame, format="bgr24", interpolation="BICUBIC")
-        rgb = self._to_rgb.reformat(bgr, format="rgb24", interpolation="POINT").to_ndarray()
+        try:
+            bgr = self._to_bgr.reformat(frame, format="bgr24", interpolation="BICUBIC")
+            rgb = self._to_rgb.reformat(bgr, format="rgb24", interpolation="POINT").to_ndarray()
+        except MemoryError:
+            raise
+        except (_pyav().error.FFmpegError, ValueError) as error:
+            colours = f"{frame.format.name}, colour space {frame.colorspace}"
+            raise DecodeError(f"its {colours} cannot be converted to RGB") from error
         return upright(rgb, _display_matrix(frame))
 
 
@@ -252,7 +258,7 @@ def upright(pixels: np.ndarray, matrix: Sequence[int] | None) -> np.ndarray:
 def _display_matrix(frame: Any) -> list[int] | None:
     for part in frame.side_data:
         if part.type.name == "DISPLAYMATRIX":
-            return list(np.frombuffer(bytes(part), np.int32))
+            return np.frombuffer(bytes(part), np.int32).tolist()
     return None
 
 
