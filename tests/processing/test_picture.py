@@ -172,7 +172,10 @@ BAD = {
     "RGBA array": (np.zeros((8, 9, 4), np.uint8), r"shape \[8, 9, 4\]"),
     "empty array": (np.zeros((0, 9, 3), np.uint8), "not empty"),
     "int tensor": (torch.zeros(3, 8, 9, dtype=torch.int32), "dtype int32"),
-    "path": ("picture.png", "is a str; expected a PIL picture"),
+    "text": ("picture.png", r"is a str; expected a PIL picture.* PIL.Image.open\(path\)"),
+    "path": (Path("picture.png"), r"is a PosixPath; .* PIL.Image.open\(path\)"),
+    "bytes": (b"\x89PNG", r"is a bytes; .* PIL.Image.open\(io.BytesIO\(data\)\)"),
+    "number": (7, "is a int; .* Open files and URLs before"),
 }
 
 

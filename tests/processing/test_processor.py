@@ -6,6 +6,7 @@ import base64
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,13 @@ def test_profiling_picture_of_the_operator(processor: Glm41vMultiModalProcessor)
     inputs = processor.dummy_inputs.get_dummy_processor_inputs(8192, {"image": 2}, options)
     pictures = inputs.mm_data_items["image"]
     assert [picture.size for picture in pictures] == [(56, 28)] * 2
+
+
+@pytest.mark.parametrize("data", ["a.png", b"PNG", Path("a.png"), ["a.png"], 7, object()])
+def test_what_is_no_picture(data: object, processor: Glm41vMultiModalProcessor) -> None:
+    """A path is taken for a list of its letters ("Picture 1 of 5 is a str"), a number crashes."""
+    with pytest.raises(ValueError, match="Picture 1 of 1 is a .*; expected a PIL picture"):
+        processor.info.parse_mm_data({"image": data})
 
 
 def test_modalities(processor: Glm41vMultiModalProcessor) -> None:

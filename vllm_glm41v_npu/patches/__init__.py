@@ -13,7 +13,7 @@ from importlib import import_module
 
 from vllm_glm41v_npu.platform import Backend
 
-EVERYWHERE = ("engine_watch", "media_request", "thinking_drafts")
+EVERYWHERE = ("empty_media", "engine_watch", "media_request", "thinking_drafts")
 ON_CPU = ("pinned_memory", "sampler_argument")
 
 

@@ -9,6 +9,7 @@ channels of a pixel side by side: so decoders give them, and so PyTorch resizes 
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
 import numpy as np
@@ -18,6 +19,13 @@ from torch.nn.functional import interpolate
 
 from .colours import to_rgb
 from .grid import PatchGeometry, PixelLimits, smart_resize
+
+_HOW_TO_OPEN: dict[type, str] = {
+    Path: "Open the file: PIL.Image.open(path).",
+    str: "Open a file with PIL.Image.open(path); send a URL in a chat, as image_url.",
+    bytes: "Open the file that they are: PIL.Image.open(io.BytesIO(data)).",
+    object: "Open files and URLs before passing them on.",
+}
 
 Picture: TypeAlias = Image.Image | np.ndarray | torch.Tensor
 """A PIL picture of any mode, or uint8 RGB: numpy [height, width, 3] or torch [3, height, width]."""
@@ -41,8 +49,12 @@ def open_picture(picture: Picture, name: str = "The picture") -> Picture:
         return picture
     raise ValueError(
         f"{name} is a {type(picture).__name__}; expected a PIL picture, a numpy array or a "
-        "torch tensor. Open files and URLs before passing them on."
+        f"torch tensor. {_HOW_TO_OPEN[_kind_of(picture)]}"
     )
+
+
+def _kind_of(given: object) -> type:
+    return next(kind for kind in _HOW_TO_OPEN if isinstance(given, kind))
 
 
 def picture_grid(

@@ -57,8 +57,9 @@ class Glm41vDataParser(MultiModalDataParser):
     def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
         if isinstance(data, Mapping):
             return parse_embeddings("image", data, self.geometry, self.expected_hidden_size)
-        if _is_array(data) and data.ndim != 4:
-            data = [data]  # one picture; the parent would take a 2-D array for a list of rows
+        is_several = isinstance(data, (list, tuple)) or (_is_array(data) and data.ndim == 4)
+        if data is not None and not is_several:
+            data = [data]  # the parent would take rows of an array, letters of a path for pictures
         items = super()._parse_image_data(data)
         if items is None:
             return None

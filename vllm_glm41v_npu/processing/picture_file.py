@@ -30,7 +30,7 @@ Of several pictures in a file the first is opened.
 
 _HELD = 4  # bytes of a pixel in Pillow's RGB, as in most of its modes
 _DEPTHS = {"1": 1, "L": 1, "P": 1}
-_DECODERS = {"WEBP": 16, "AVIF": 20, "HEIF": 20, "JPEG2000": 28, "TIFF": 4}
+_DECODERS = {"WEBP": 16, "AVIF": 20, "HEIF": 20, "JPEG2000": 28, "TIFF": 4, "PNG": 4}
 """Bytes of a pixel that decoders take beside the picture that they write; measured, rounded up."""
 
 MAX_SCANS = 100
@@ -63,9 +63,8 @@ def plan_picture(
             picture.load()
             check_alive()
             return to_rgb(upright(picture), background)
-        except RequestEnded:
-            raise
         except Exception as error:
+            check_alive()  # OpenJPEG loses what its file raised
             raise undecodable(name, error) from error
 
     return Plan(pixels * _bytes_per_pixel(picture), pixels * _HELD, decode)
@@ -120,7 +119,8 @@ def _bytes_per_pixel(picture: ImageFile.ImageFile) -> int:
         decoder += 2 * len(picture.getbands())  # its coefficients
     if is_deep(picture.mode):
         decoder += 2 * _HELD  # copies in which the range of values is looked for
-    is_copied = picture.mode != RGB or orientation(picture) != UPRIGHT
+    is_turned = picture.format in ("JPEG", "MPO") and orientation(picture) != UPRIGHT
+    is_copied = is_turned or picture.mode != RGB
     return depth + decoder + is_copied * _HELD
 
 

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of pictures: an explicit list of formats, headers first, and only pictures or refusals."""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.processing.oracle import random_picture
+from vllm_glm41v_npu.processing import picture_file
+from vllm_glm41v_npu.processing.budget import Budget, RequestEnded
+from vllm_glm41v_npu.processing.picture_file import FORMATS, plan_picture
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in FORMATS},
+    "MPO": ("MPO", {"save_all": True, "append_images": [random_picture(40, 48)]}),
+    "progressive": ("JPEG", {"progressive": True}),
+    "APNG": ("PNG", {"save_all": True, "append_images": [random_picture(40, 48, 1)]}),
+    "lossless": ("WEBP", {"lossless": True}),
+    "J2K": ("JPEG2000", {"no_jp2": True}),
+    "lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "jpeg in TIFF": ("TIFF", {"compression": "jpeg"}),
+    "BMP in ICO": ("ICO", {"bitmap_format": "bmp"}),
+}
+"""Pillow's format and options of each kind of file that is opened."""
+
+
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (40, 48)) -> bytes:
+    file_format, options = KINDS[kind]
+    buffer = BytesIO()
+    random_picture(*size, mode=mode).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    checksum = zlib.crc32(kind + body)
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+
+def png(width: int, height: int, *chunks: bytes, rows: int | None = None) -> bytes:
+    """Black and white, with further chunks before the pixels."""
+    row = bytes(1 + (width + 7) // 8)
+    pixels = zlib.compress(row * (height if rows is None else rows), 9)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    end = chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + end
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_opened(kind: str) -> None:
+    """A format that the documents name, and others that a program saves by the same name."""
+    plan = plan_picture(encoded(kind))
+    picture = plan.decode()
+    assert picture.mode == "RGB"
+    assert picture.size == (48, 40) or "ICO" in kind  # which has sizes of its own
+    assert picture.width * picture.height * 4 == plan.held <= plan.peak <= plan.held * 10
+
+
+OTHERS = ["EPS", "TGA", "PPM", "ICNS", "DDS", "PCX", "SGI", "SPIDER", "IM", "MSP", "BLP", "PDF"]
+
+
+@pytest.mark.parametrize("file_format", [*OTHERS, "SVG", "text", "nothing"])
+def test_what_is_not_opened(file_format: str) -> None:
+    """EPS runs Ghostscript where it is installed; SPIDER, BLP and DDS raise what is no OSError."""
+    buffer = BytesIO()
+    if file_format in OTHERS:
+        mode = {"MSP": "1", "BLP": "P", "SPIDER": "F"}.get(file_format, "RGB")
+        random_picture(40, 48).convert(mode).save(buffer, file_format)
+    else:
+        buffer.write({"SVG": b"<svg/>", "text": b"a text", "nothing": b""}[file_format])
+    with pytest.raises(ValueError, match=r"not a picture of a kind .*PNG, JPEG.* Check what"):
+        plan_picture(buffer.getvalue())
+
+
+def test_heic_where_a_decoder_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is opened if pillow-heif is there, and named in the refusal only then."""
+    assert ("HEIF" in picture_file.formats()) == (picture_file.find_spec("pillow_heif") is not None)
+
+
+def flipped(rng: random.Random, data: bytes) -> bytes:
+    """Bytes changed at random, most often in the header, and the end cut off at times."""
+    file = bytearray(data)
+    for _ in range(rng.choice((1, 2, 4, 16))):
+        file[rng.randrange(min(len(file), rng.choice((40, 200, len(file)))))] = rng.randrange(256)
+    return bytes(file[: rng.randrange(1, len(file))] if rng.random() < 0.3 else file)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flipped_bytes_give_a_picture_or_a_refusal(kind: str) -> None:
+    """Property: nothing but a ValueError leaves this, whatever Pillow raises, in bounded time.
+
+    Pillow raises SyntaxError, struct.error, KeyError, NotImplementedError and more on such files,
+    which vLLM answers with 500.
+    """
+    rng = random.Random(kind)
+    files = [encoded(kind, mode) for mode in ("RGB", "L") if kind != "APNG" or mode == "RGB"]
+    refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(150):
+            data = flipped(rng, rng.choice(files))
+            start = time.thread_time()
+            try:
+                plan = plan_picture(data)
+                if plan.peak < 1 << 28:
+                    assert plan.decode().mode == "RGB"
+            except ValueError as error:
+                assert str(error).startswith("The picture ") and str(error).count(". ") >= 1
+                refused += 1
+            assert time.thread_time() - start < 5
+    assert 0 < refused < 150
+
+
+def test_a_png_with_a_chunk_without_a_name() -> None:
+    """SyntaxError in Pillow, 500 on the server."""
+    start = png(64, 64).index(b"IDAT") - 4
+    cut_off = chunk(b"IDAT", zlib.compress(bytes(64 * 9))[:10])
+    data = png(64, 64)[:start] + cut_off + b"\0\0\0\4\xff\xfe\xfd\xfcabcd\0\0\0\0"
+    with pytest.raises(ValueError, match="The picture cannot be decoded .*Send it again"):
+        plan_picture(data).decode()
+
+
+def test_no_memory_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Says so, and not that the file is damaged."""
+    plan = plan_picture(encoded("PNG"))
+
+    def fails(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", fails)
+    with pytest.raises(ValueError, match="the machine has no memory left"):
+        plan.decode()
+
+
+# --- sizes ---
+
+
+def _icon(inside: bytes) -> bytes:
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inside), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + inside
+
+
+def _tiff(width: int, height: int, *tags: tuple[int, int, int, int]) -> bytes:
+    """Grey, deflated; nothing but tags, each (number, type, count, value)."""
+    usual = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 8)]
+    usual += [(262, 3, 1, 1), (277, 3, 1, 1)]
+    every = sorted([*usual, *tags])
+    packed = b"".join(struct.pack("<HHII", *tag) for tag in every)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(every)) + packed + bytes(4)
+
+
+def _codestream(place: int, *values: int) -> bytes:
+    """J2K of 40 x 48 with other values in its SIZ, or in its COD, where ``place`` is its marker."""
+    data = bytearray(encoded("J2K", "L"))
+    start = data.index(place.to_bytes(2, "big"))
+    if place == 0xFF51:
+        struct.pack_into(">8I", data, start + 6, *values)
+        return bytes(data)
+    length = int.from_bytes(data[start + 2 : start + 4], "big")
+    cod = data[start : start + 2 + length]
+    cod[4] |= 1
+    cod += bytes(values)
+    struct.pack_into(">H", cod, 2, len(cod) - 2)
+    return bytes(data[:start] + cod + data[start + 2 + length :])
+
+
+def _large_precincts() -> bytes:
+    wide = bytearray(_codestream(0xFF52, *[0x11] * 6))
+    struct.pack_into(">8I", wide, 8, 5000, 5000, 0, 0, 5000, 5000, 0, 0)
+    return bytes(wide)
+
+
+TOO_LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "black and white": (lambda: png(10000, 10000, rows=1), "100000000 in all; at most 89478485"),
+    "twice": (lambda: png(30000, 30000, rows=1), "decompression bomb"),
+    "icon": (lambda: _icon(png(9400, 9400, rows=1)), "icon of 9400 x 9400 pixels"),
+    "BMP in an icon": (
+        lambda: _icon(struct.pack("<IiiHHIIiiII", 40, 9000, 18000, 1, 32, 0, 0, 0, 0, 0, 0)),
+        "icon of 9000 x 18000 pixels",
+    ),
+    "tile": (lambda: _tiff(64, 64, (322, 4, 1, 60000), (323, 4, 1, 60000), (324, 4, 1, 8),
+                           (325, 4, 1, 8)), "60000 x 60000 pixels"),
+    "codestream": (lambda: _codestream(0xFF51, 9500, 9500, 0, 0, 9500, 9500, 0, 0), "9500 x 9500"),
+    "many tiles": (lambda: _codestream(0xFF51, 240, 240, 0, 0, 1, 1, 0, 0), "57600 tiles"),
+    "precincts": (_large_precincts, "8340737 precincts"),
+    "compressed text": (
+        lambda: png(64, 64, chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(20 << 20), 9))),
+        "cannot be decoded",
+    ),
+    "profile": (
+        lambda: png(64, 64, chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(20 << 20), 9))),
+        "cannot be decoded",
+    ),
+}  # fmt: skip
+"""Small files whose decoders take much memory, and of the refusal."""
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes by which this process's memory grew at most."""
+
+    def read(name: str) -> int:
+        status = open("/proc/self/status").read()  # noqa: SIM115
+        return int(status.split(name)[1].split()[0]) << 10
+
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # so that the highest value begins anew
+    before = read("VmRSS:")
+    work()
+    return read("VmHWM:") - before
+
+
+@pytest.mark.parametrize("kind", TOO_LARGE)
+def test_too_large_is_refused_before_decoding(kind: str) -> None:
+    """Measured in memory: some decoders take it when they open a file, or do not believe it."""
+    make, message = TOO_LARGE[kind]
+    data = make()
+
+    def refused() -> None:
+        with pytest.raises(ValueError, match=message):
+            plan_picture(data)
+
+    refused()  # what is imported the first time is not counted
+    assert peak_of(refused) < 40 << 20
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "progressive", "WEBP", "AVIF", "JPEG2000", "lzw"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_decoding_takes_what_was_planned(kind: str, mode: str) -> None:
+    """The budget is a number without meaning if a decoder takes more than it was told."""
+    if mode == "RGBA" and KINDS[kind][0] == "JPEG":
+        mode = "CMYK"
+    buffer = BytesIO()
+    file_format, options = KINDS[kind]
+    smooth = random_picture(20, 30, mode="RGBA").resize((1000, 900)).convert(mode)
+    smooth.save(buffer, file_format, **options)
+    plan = plan_picture(buffer.getvalue())
+    assert peak_of(plan.decode) < plan.peak + (4 << 20)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_an_avif_that_lies(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 x 64 in its box and 1500 x 1200 in its AV1 data, by which the decoder takes memory."""
+    large = [Image.new("RGB", (1500, 1200))] * frames
+    buffer = BytesIO()
+    large[0].save(buffer, "AVIF", speed=10, save_all=frames > 1, append_images=large[1:])
+    data = buffer.getvalue().replace(
+        b"ispe" + struct.pack(">III", 0, 1500, 1200), b"ispe" + struct.pack(">III", 0, 64, 64)
+    )
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    with pytest.raises(ValueError, match="1500 x 1200 pixels"):
+        plan_picture(data)
+
+
+def test_a_large_picture_is_taken() -> None:
+    """88 megapixels fit the budget of a request, as they are within Pillow's limit."""
+    assert plan_picture(png(9400, 9400, rows=1)).peak < 1 << 30
+
+
+# --- work ---
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG of so many scans."""
+    data = encoded("progressive", "L")
+    first = data.index(b"\xff\xda")
+    second = data.index(b"\xff\xda", first + 2)
+    third = data.index(b"\xff\xda", second + 2)
+    start = data.rindex(b"\xff\xc4", first, second) if b"\xff\xc4" in data[first:second] else second
+    usual = picture_file._count_scans(data)
+    return data[:third] + data[start:third] * (count - usual) + data[third:]
+
+
+def test_scans_of_a_progressive_jpeg() -> None:
+    """Each costs as much as the picture: 300 hold a thread for minutes."""
+    with pytest.raises(ValueError, match="a JPEG of 300 scans; at most 100"):
+        plan_picture(scans(300))
+    assert plan_picture(scans(90)).decode().size == (48, 40)
+    # The same bytes in metadata, or after the end, are no scans.
+    plain = encoded("JPEG")
+    assert plan_picture(plain + b"\xff\xda" * 300).decode().size == (48, 40)
+    comment = b"\xff\xfe" + struct.pack(">H", 602) + b"\xff\xda" * 300
+    assert plan_picture(plain[:2] + comment + plain[2:]).decode().size == (48, 40)
+
+
+def _many_frames() -> Iterator[tuple[str, bytes]]:
+    frame = encoded("GIF", "P", (8, 8))
+    start = frame.index(b"\x2c")
+    yield "GIF", frame[:start] + frame[start:-1] * 100_000 + b";"
+    page = bytearray(encoded("TIFF", "L", (8, 8)))
+    place = struct.unpack("<I", page[4:8])[0]
+    size = 2 + 12 * struct.unpack("<H", page[place : place + 2])[0]
+    entry, following = bytes(page[place : place + size]), place + size
+    for _ in range(100_000):
+        struct.pack_into("<I", page, following, len(page))
+        following = len(page) + size
+        page += entry + bytes(4)
+    yield "TIFF", bytes(page)
+    struct.pack_into("<I", page, place + size, place)  # to itself
+    yield "loop", bytes(page)
+
+
+def test_many_frames() -> None:
+    """The first is decoded, and the others are not looked for."""
+    for kind, data in _many_frames():
+        start = time.thread_time()
+        assert plan_picture(data).decode().size == (8, 8), kind
+        assert time.thread_time() - start < 0.5, kind
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "JPEG2000", "BMP"])
+def test_a_client_that_left_ends_its_decode(kind: str) -> None:
+    """Pillow reads in pieces, and asks between them."""
+    with Budget(1 << 30, 1 << 30).request() as share:
+        plan = plan_picture(encoded(kind))
+        share.has_ended = True
+        with pytest.raises(RequestEnded):
+            plan.decode()
+
+
+def test_headers_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is planned takes no memory by what the file says, until there is some."""
+    # Pillow decodes icons when it opens them, so these are held to a size before.
+    files = [encoded(kind) for kind in KINDS if "ICO" not in kind]
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    for data in files:
+        plan_picture(data)
+
+
+def test_pixels_are_those_of_pillow() -> None:
+    """Equal to what Pillow decodes, for the kinds that people send."""
+    for kind in KINDS:
+        data = encoded(kind)
+        expected = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+        assert np.array_equal(np.asarray(plan_picture(data).decode()), expected)
