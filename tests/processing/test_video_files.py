@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 
-from tests.clips import Clip
+from tests.clips import Clip, moving_shapes
 from tests.processing.oracle import GEOMETRY
 from tests.processing.video_files import (
     FORMATS,
@@ -152,6 +153,38 @@ def test_more_frames_than_there_are() -> None:
     assert time.monotonic() - begun < 10
 
 
+def with_sound(codec: str, seconds: int) -> bytes:
+    """A MOV whose sound is longer than its pictures."""
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mov") as out:
+        video, sound = out.add_stream("libx264", rate=8), out.add_stream(codec, rate=48_000)
+        assert isinstance(video, av.VideoStream) and isinstance(sound, av.AudioStream)
+        video.width, video.height = SMALL
+        sound.layout = "mono"
+        for pixels in moving_shapes(12, SMALL):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
+        second = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.int16), "s16", "mono")
+        second.sample_rate = 48_000
+        for index in range(seconds):
+            second.pts = index * 48_000
+            out.mux(sound.encode(second))
+        out.mux(video.encode())
+        out.mux(sound.encode())
+    return buffer.getvalue()
+
+
+def test_sound_that_is_not_compressed() -> None:
+    """Two minutes of a camera's sound, 5.8 million samples, are refused; or a lie is not."""
+    data = with_sound("pcm_s16le", 120)
+    assert process(data)[0] == 2
+    place = data.index(b"soun")
+    chunks = data.index(b"stsc", place) + 12
+    edited = bytearray(data)
+    edited[chunks + 4 : chunks + 8] = b"\xff\xff\xff\xff"
+    with pytest.raises(ValueError, match="claims more frames or sound"):
+        process(bytes(edited))
+
+
 def test_frames_of_more_pixels_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The header says a small size, and the first frame is of another."""
     monkeypatch.setattr(encoded_video, "MAX_FRAME_PIXELS", 64 * 48)
@@ -166,9 +199,7 @@ def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of 100,000 frames holds a thread for as long as it likes."""
     monkeypatch.setenv(decode_time.SECONDS_VARIABLE, "1")
     monkeypatch.setattr(decode_time, "monotonic", iter(range(10**6)).__next__)
-    with pytest.raises(
-        ValueError, match="was not decoded: it was not ready within 1 s. Send a shorter"
-    ):
+    with pytest.raises(ValueError, match="was not decoded: it was not ready within 1 s"):
         process(Clip(8, 12, size=SMALL).encode())
     monkeypatch.setenv(decode_time.SECONDS_VARIABLE, "long")
     with pytest.raises(ValueError, match="SECONDS is 'long'; expected whole seconds"):

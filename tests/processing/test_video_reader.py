@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from io import BytesIO
 
+import av
 import numpy as np
 import pytest
 
-from tests.clips import Clip
+from tests.clips import Clip, moving_shapes
 from tests.engines import decode
 from tests.processing.oracle import GEOMETRY
 from tests.processing.video_files import FORMATS, fragmented, recorded, with_matrix
@@ -120,6 +122,35 @@ def test_a_coding_without_a_decoder_is_named() -> None:
         data = data.replace(name, b"ZZZZ")
     with pytest.raises(ValueError, match="coding that has no decoder here"):
         EncodedVideo(bytes(data)).process(SETTINGS, GEOMETRY)
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le"])
+@pytest.mark.parametrize(("space", "range_"), [(1, 1), (1, 2), (5, 1), (9, 2), (2, 0)])
+def test_colours_are_as_in_opencv(pixels: str, space: int, range_: int) -> None:
+    """Colours of a clip that is tagged BT.709, BT.2020, full range, or has 10 bits."""
+    data = tagged(pixels, space, range_)
+    found = np.stack(list(EncodedVideo(data)._decode([0, 1])))
+    assert np.array_equal(found, decode(data)[0])
+
+
+def test_colours_that_cannot_be_converted() -> None:
+    """A coding of colours that swscale does not know is the server's error."""
+    with pytest.raises(ValueError, match="yuv420p, colour space 14 cannot be converted to RGB"):
+        EncodedVideo(tagged("yuv420p", 14, 1)).process(SETTINGS, GEOMETRY)
+
+
+def tagged(pixels: str, space: int, range_: int) -> bytes:
+    """Two frames whose header names a colour space and a range, by FFmpeg's numbers."""
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=8)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        stream.codec_context.colorspace, stream.codec_context.color_range = space, range_
+        for frame in moving_shapes(2, (64, 48)):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame).reformat(format=pixels)))
+        out.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def test_large_frames_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

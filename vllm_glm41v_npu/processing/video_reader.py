@@ -221,16 +221,27 @@ class VideoReader:
 
 
 class _Picture:
-    """Makes RGB of decoded frames. Its two steps give OpenCV's bytes at every depth of colour."""
+    """Makes RGB of decoded frames, with OpenCV's bytes: of more than 8 bits it makes BGR first."""
 
     def __init__(self) -> None:
-        reformatter = _pyav().video.reformatter.VideoReformatter
-        self._to_bgr, self._to_rgb = reformatter(), reformatter()
+        self._reformatter = _pyav().video.reformatter.VideoReformatter()
 
     def of(self, frame: Any) -> np.ndarray:
-        bgr = self._to_bgr.reformat(frame, format="bgr24", interpolation="BICUBIC")
-        rgb = self._to_rgb.reformat(bgr, format="rgb24", interpolation="POINT").to_ndarray()
-        return upright(rgb, _display_matrix(frame))
+        is_deep = any(component.bits > 8 for component in frame.format.components)
+        kind = "bgr24" if is_deep else "rgb24"
+        try:
+            converted = self._reformatter.reformat(frame, format=kind, interpolation="BICUBIC")
+            pixels = converted.to_ndarray()
+        except MemoryError:
+            raise
+        except (_pyav().error.FFmpegError, ValueError) as error:
+            colours = f"{frame.format.name}, colour space {frame.colorspace}"
+            raise DecodeError(f"its {colours} cannot be converted to RGB") from error
+        if is_deep:
+            import cv2
+
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return upright(pixels, _display_matrix(frame))
 
 
 def upright(pixels: np.ndarray, matrix: Sequence[int] | None) -> np.ndarray:
@@ -252,7 +263,7 @@ def upright(pixels: np.ndarray, matrix: Sequence[int] | None) -> np.ndarray:
 def _display_matrix(frame: Any) -> list[int] | None:
     for part in frame.side_data:
         if part.type.name == "DISPLAYMATRIX":
-            return list(np.frombuffer(bytes(part), np.int32))
+            return np.frombuffer(bytes(part), np.int32).tolist()
     return None
 
 
