@@ -230,7 +230,7 @@ def test_a_body_that_is_too_large(server: httpx.Client) -> None:
     response = server.post("/generate", content=b"a" * (41 << 20))
     assert response.status_code == 413
     assert "40MB" in response.json()["message"]
-    response = server.post("/v1/completions", content=b"[" * (2 << 20))
+    response = server.post("/v1/completions", content=b"[" * (1 << 20))
     assert response.status_code == 413
     assert "values" in response.json()["error"]["message"]
 

@@ -219,8 +219,9 @@ def test_every_route_of_vllm() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits of 1 MiB and 100 values."""
+    """Limits of 1 MiB, 100 values and 50 objects."""
     monkeypatch.setenv(MAX_BODY_VARIABLE, "1")
+    monkeypatch.setattr(bodies, "MAX_OBJECTS", 50)
     monkeypatch.setattr(bodies, "MAX_VALUES", 100)
 
 
@@ -253,6 +254,16 @@ def test_a_body_of_too_many_values(value: bytes) -> None:
     assert answer.status == 413
     assert "more than 100 values" in answer.json["error"]["message"]
     assert ask(Guard(Inner()), headers=[BEARER], body=[value * 20]).status == 200
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("value", [b"{}", b'{"', b"{ ", b"{\n", b"{\t", b"{\r"])
+def test_a_body_of_too_many_objects(value: bytes) -> None:
+    """Guards the time in which vLLM finds 15 errors in each of them; texts are no objects."""
+    assert ask(Guard(Inner()), headers=[BEARER], body=[value * 30] * 2).status == 413
+    assert ask(Guard(Inner()), headers=[BEARER], body=[value * 25] * 2).status == 200
+    text = rb'"f{a} {\"a\": 1} {{'
+    assert ask(Guard(Inner()), headers=[BEARER], body=[text * 20]).status == 200
 
 
 @pytest.mark.usefixtures("small")
