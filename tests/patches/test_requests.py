@@ -82,7 +82,9 @@ def test_chat_parts() -> None:
     with pytest.raises(ValueError, match="valid dictionary"):
         MM_PARSER_MAP["image_url"]({"type": "image_url", "image_url": "https://a/b.png"})
     parse = chat_parts._in_form(lambda messages: messages)
-    given = [{"role": "user", "content": [{"type": "image", "image": "https://a/b.png"}]}]
+    given: list[Any] = [
+        {"role": "user", "content": [{"type": "image", "image": "https://a/b.png"}]}
+    ]
     part = {"type": "image_url", "image_url": {"url": "https://a/b.png"}}
     assert parse(given) == [{"role": "user", "content": [part]}]
     assert given[0]["content"][0]["type"] == "image"  # the caller's own stays

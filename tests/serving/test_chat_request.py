@@ -41,7 +41,7 @@ VIDEOS = {
     "a url": {"type": "video", "url": MP4},
     "as responses": {"type": "input_video", "video_url": MP4},
 }
-OF_PICTURES = {
+OF_PICTURES: dict[str, dict[str, Any]] = {
     CHAT: PICTURES["as OpenAI"],
     TOKENIZE: PICTURES["as OpenAI"],
     BATCH: PICTURES["as OpenAI"],
