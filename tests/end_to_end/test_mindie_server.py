@@ -320,7 +320,7 @@ def test_reasoning_left_out(server: httpx.Client) -> None:
 def test_calls_of_tools(server: httpx.Client, choice: Any, max_tokens: int) -> None:
     """Guards answers that have to call a tool: cut off anywhere, whole and streamed alike."""
     number = {"type": "string", "pattern": "^[0-9]{4}$"}
-    parameters = {"type": "object", "properties": {"n": number}, "required": ["n"]}
+    parameters: dict[str, Any] = {"type": "object", "properties": {"n": number}, "required": ["n"]}
     parameters["additionalProperties"] = False
     tools = [{"type": "function", "function": {"name": "tell", "parameters": parameters}}]
     fields = {"tools": tools, "tool_choice": choice, "max_tokens": max_tokens}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,19 @@ import pytest
 from vllm.entrypoints.anthropic import api_router
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.chat_utils import MM_PARSER_MAP
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
 from vllm.entrypoints.openai.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.image import ImageEmbeddingMediaIO
 from vllm.renderers.registry import RendererRegistry
 
+from vllm_glm41v_npu.patches import answer_parser as answer_patch
 from vllm_glm41v_npu.patches import anthropic_errors, chat_parts, front_end
+from vllm_glm41v_npu.serving import answer_parser
 
 MESSAGES = {"model": "a", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -82,11 +89,39 @@ def test_chat_parts() -> None:
     with pytest.raises(ValueError, match="valid dictionary"):
         MM_PARSER_MAP["image_url"]({"type": "image_url", "image_url": "https://a/b.png"})
     parse = chat_parts._in_form(lambda messages: messages)
-    given = [{"role": "user", "content": [{"type": "image", "image": "https://a/b.png"}]}]
+    given: list[Any] = [
+        {"role": "user", "content": [{"type": "image", "image": "https://a/b.png"}]}
+    ]
     part = {"type": "image_url", "image_url": {"url": "https://a/b.png"}}
     assert parse(given) == [{"role": "user", "content": [part]}]
     assert given[0]["content"][0]["type"] == "image"  # the caller's own stays
     assert parse([{"role": "user", "content": "hi"}, 3]) == [{"role": "user", "content": "hi"}, 3]
+
+
+def test_batches() -> None:
+    """Guards patches/answer_parser.py: batches ask a reasoning parser alone, the last argument."""
+    generate = OpenAIServingChatBatch.chat_completion_full_generator_batch
+    assert [*inspect.signature(generate).parameters][-1] == "reasoning_parser"
+
+    class Handler:
+        parser_cls = answer_parser.answer_parser(None)
+        renderer = SimpleNamespace(tokenizer=None)
+
+        def _effective_chat_template_kwargs(self, request: Any) -> Any:
+            return request.chat_template_kwargs
+
+        async def chat_completion_full_generator_batch(self, *arguments: Any) -> Any:
+            return arguments[-1]
+
+    answer_patch._parse_batches(Handler)
+    off = {"enable_thinking": False}
+    messages = [[{"role": "user", "content": "hi"}]]
+    request = BatchChatCompletionRequest(messages=messages, chat_template_kwargs=off)
+    others: Any = ("generators", "id", "model", [], "tokenizer", "metadata")
+    parser = asyncio.run(
+        Handler().chat_completion_full_generator_batch(request, *others, "reasoning parser")
+    )
+    assert parser.extract_reasoning("4</answer>", request) == (None, "4")
 
 
 def test_embedding_files() -> None:

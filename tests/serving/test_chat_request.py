@@ -18,7 +18,7 @@ SOURCE = {"type": "base64", "media_type": "image/png", "data": "QUJD"}
 
 EMBEDDINGS = {"image_embeds": "QUJD", "image_grid_thw": "QUJD"}
 
-PICTURES = {
+PICTURES: dict[str, dict[str, Any]] = {
     "as OpenAI": {"type": "image_url", "image_url": {"url": PNG}},
     "with detail": {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
     "a plain string": {"type": "image_url", "image_url": PNG},
@@ -33,7 +33,7 @@ PICTURES = {
     "as Anthropic": {"type": "image", "source": SOURCE},
     "as Anthropic, a url": {"type": "image", "source": {"type": "url", "url": PNG}},
 }
-VIDEOS = {
+VIDEOS: dict[str, dict[str, Any]] = {
     "as OpenAI": {"type": "video_url", "video_url": {"url": MP4}},
     "a plain string": {"type": "video_url", "video_url": MP4},
     "without a type": {"video_url": MP4},
@@ -41,7 +41,7 @@ VIDEOS = {
     "a url": {"type": "video", "url": MP4},
     "as responses": {"type": "input_video", "video_url": MP4},
 }
-OF_PICTURES = {
+OF_PICTURES: dict[str, dict[str, Any]] = {
     CHAT: PICTURES["as OpenAI"],
     TOKENIZE: PICTURES["as OpenAI"],
     BATCH: PICTURES["as OpenAI"],

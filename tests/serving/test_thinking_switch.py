@@ -109,7 +109,7 @@ def test_rendered_prompts(
     from vllm.renderers import hf
 
     original = getattr(hf.safe_apply_chat_template, "__wrapped__", hf.safe_apply_chat_template)
-    options = {"add_generation_prompt": True, "tokenize": tokenize}
+    options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": tokenize}
     options["chat_template"] = TEMPLATES[template] or tokenizer.chat_template
     messages = [{"role": "user", "content": "hi"}]
 
