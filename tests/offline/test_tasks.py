@@ -111,6 +111,7 @@ def test_media_come_first_and_whole(folder: Path) -> None:
         ({"messages": []}, "expected a list of messages, not empty"),
         ({"messages": "abc"}, "expected a list of messages"),
         ({"messages": [{"role": "user"}, {"content": "x"}]}, r"messages\[1\] .* with a role"),
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, r"content of messages\[0\] is"),
         ({"messages": [5]}, r"messages\[0\] is 5; expected an object"),
     ],
     ids=str,

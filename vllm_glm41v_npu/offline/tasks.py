@@ -258,4 +258,9 @@ def _messages(value: Any) -> tuple[dict[str, Any], ...]:
                 f"messages[{number}] is {message!r:.60}; expected an object with a role, which is "
                 "a text such as user, and with content."
             )
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            raise ValueError(
+                f"the content of messages[{number}] is {message['content']!r:.60}; expected a text "
+                "or a list of parts."
+            )
     return tuple(value)
