@@ -106,7 +106,7 @@ def test_media_come_first_and_whole(folder: Path) -> None:
         ({"text": "a", "seed": 2**70}, "seed is 11805"),
         ({"text": "a", "seed": True}, "seed is True"),
         ({"text": "a", "temperature": float("nan")}, "temperature is nan"),
-        ({"text": "a", "max_tokens": 0}, "max_tokens is 0; expected a whole number, 1"),
+        ({"text": "a", "max_tokens": 0}, "max_tokens is 0; expected a whole number from 1"),
         ({"text": "a", "stop": [""]}, "stop is \\[''\\]; expected a text"),
         ({"messages": []}, "expected a list of messages, not empty"),
         ({"messages": "abc"}, "expected a list of messages"),
