@@ -38,7 +38,9 @@ def ending(error: BaseException | None = None, text: str = "yes") -> Any:
 
 
 def ids(path: Path) -> list[str]:
-    return [json.loads(line)["id"] for line in path.read_text().split("\n")[:-1]]
+    *lines, rest = path.read_text().split("\n")
+    assert rest == ""  # every line is whole
+    return [json.loads(line)["id"] for line in lines]
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,27 @@ def test_two_runs_on_one_output(tmp_path: Path, error: bool) -> None:
     second.close()
 
 
+def test_an_engine_that_outlives_its_run(tmp_path: Path) -> None:
+    """Guards a lock that the processes of a killed run keep, forked as they are."""
+    path, pipe, back = tmp_path / "answers.jsonl", os.pipe(), os.pipe()
+    file = AnswerFile(path)
+    child = os.fork()
+    if child == 0:
+        os.write(back[1], b"x")
+        os.read(pipe[0], 1)
+        os._exit(0)
+    try:
+        os.read(back[0], 1)
+        file.write(GOOD)
+        with pytest.raises(ValueError, match="another run"):  # the child has not unlocked it
+            AnswerFile(path, resume=True)
+        file.close()
+        AnswerFile(path, resume=True).close()
+    finally:
+        os.write(pipe[1], b"x")
+        os.waitpid(child, 0)
+
+
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(38, "Function not implemented")

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from vllm_glm41v_npu.offline.answer_lines import encode, read_answers
 
@@ -86,6 +87,7 @@ class AnswerFile:
         self.path, self._new = Path(os.path.realpath(path)), not resume
         make_folder(self.path)
         self._file = _open(self.path, resume)
+        _files.add(self)
         try:
             self._lock()
             kept, whole = read_answers(self._file.read(), path)
@@ -157,6 +159,18 @@ class AnswerFile:
             except OSError as error:  # as on a full disk: the old file is as it was
                 new.unlink(missing_ok=True)
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+_files: WeakSet[AnswerFile] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Close the files in a forked process, as an engine's is: it would keep their locks."""
+    for file in _files:
+        file._file.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def make_folder(path: Path) -> None:

@@ -138,7 +138,7 @@ class Runner:
     def _stopped(self, error: Exception) -> NoReturn:
         asked = ", ".join(task.id for task in self._running.values()) or "none"
         raise RunEnded(
-            f"The engine stopped ({_reason(error)}); its log says more. Requests that it had then: "
+            f"The engine stopped ({_named(error)}); its log says more. Requests that it had then: "
             f"{asked:.{LONGEST_REASON}}."
         ) from error
 
@@ -218,8 +218,16 @@ class Runner:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says; with its kind, unless it was made for the caller."""
-    text = str(error)
-    if not text or not isinstance(error, (ValueError, OSError)):
-        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """What is wrong with a request: a sentence for the caller, or what else was raised."""
+    if isinstance(error, (ValueError, OSError)) and str(error):
+        return _cut(str(error))
+    return f"The request cannot be processed ({_named(error)})."
+
+
+def _named(error: Exception) -> str:
+    text = _cut(str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."

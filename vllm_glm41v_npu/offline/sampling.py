@@ -30,10 +30,10 @@ _TINY, _HUGE = 2.0**-126, 1e6  # above 0 in float32
 _RANGES = {
     "temperature": _Range(float, 0, _HUGE, "a number from 0, which is greedy, to 1e6"),
     "top_p": _Range(float, _TINY, 1, "a number above 0, and 1 at most"),
-    "top_k": _Range(int, -1, _MOST, "a whole number; -1 and 0 are all tokens"),
+    "top_k": _Range(int, -1, _MOST, "a whole number from -1 to 2**31 - 1"),
     "repetition_penalty": _Range(float, _TINY, _HUGE, "a number above 0, and 1e6 at most"),
     "seed": _Range(int, -(2**63), 2**63 - 1, "a whole number of 64 bits"),
-    "max_tokens": _Range(int, 1, _MOST, "a whole number, 1 or more"),
+    "max_tokens": _Range(int, 1, _MOST, "a whole number from 1 to 2**31 - 1"),
 }
 SETTINGS = (*_RANGES, "stop")
 """Names of vLLM's SamplingParams."""

@@ -84,7 +84,7 @@ def _unique(tasks: Sequence[Task]) -> Iterator[Task]:
     """The tasks, each with an id of its own; a line that repeats an id is called by its place."""
     seen: set[str] = set()
     for task in tasks:
-        if task.id in seen and task.place not in ("", task.id, *seen):
+        if task.id in seen and task.place and task.place not in seen:
             error = f"Its id, {task.id!r}, is that of an earlier request. Give each line another."
             task = replace(task, id=task.place, error=task.error or error)
         if task.id in seen:
@@ -257,5 +257,10 @@ def _messages(value: Any) -> tuple[dict[str, Any], ...]:
             raise ValueError(
                 f"messages[{number}] is {message!r:.60}; expected an object with a role, which is "
                 "a text such as user, and with content."
+            )
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            raise ValueError(
+                f"the content of messages[{number}] is {message['content']!r:.60}; expected a text "
+                "or a list of parts."
             )
     return tuple(value)
