@@ -155,7 +155,7 @@ def test_the_rotary_factor_follows_from_the_sections() -> None:
     assert view["text_config"]["rope_parameters"]["partial_rotary_factor"] == 0.5
 
 
-YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+YARN: dict[str, Any] = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_two_rope_blocks_that_disagree_are_refused(key: str, path: str) -> None:
 
 def test_two_names_of_one_type_must_agree() -> None:
     """Guards the block of transformers 4, which holds the type twice."""
-    block = OLD_ROPE["rope_scaling"] | {"rope_type": "yarn", "factor": 4.0}  # type: ignore[dict-item]
+    block = YARN | {"type": "default", "rope_type": "yarn", "mrope_section": [8, 12, 12]}
     with pytest.raises(ConfigError, match="rope_type 'yarn' and type 'default'. Remove"):
         normalise(changed("october-2025", "text_config.rope_scaling", block))
 

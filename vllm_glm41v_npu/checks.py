@@ -13,7 +13,9 @@ from vllm_glm41v_npu.platform import Backend
 
 @functools.cache
 def check_settings(
-    backend: Backend, architecture: str, check_files: Callable[[Any, bool], None]
+    backend: Backend,
+    architecture: str,
+    check_files: Callable[[Any, bool], None] = lambda model_config, on_ascend: None,
 ) -> None:
     """Have vLLM refuse bad files, a dtype that `backend` computes wrongly, and options of ours.
 

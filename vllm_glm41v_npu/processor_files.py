@@ -60,7 +60,7 @@ def unknown_video_class(settings: Json) -> Problem | None:
         return None
     return Problem(
         "video processor",
-        f"this checkpoint's video processor is {named}, which takes other frames and seconds of a "
+        f"This checkpoint's video processor is {named}, which takes other frames and seconds of a "
         f"video than {VIDEO_CLASS}, and is not implemented here",
         "Send pictures and text, which are served; or serve it with vLLM's own class, by leaving "
         "this plugin out with VLLM_PLUGINS.",

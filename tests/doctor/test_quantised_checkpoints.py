@@ -133,7 +133,7 @@ MLX = {"bits": 4, "group_size": 64}
         ({"quant_method": "compressed-tensors"}, "cpu", None),
         ({"quant_method": "compressed-tensors"}, "npu", None),
         (W4A16, "cpu", None),
-        (W4A16, "npu", "compressed-tensors with weights alone (W4A16), which vllm-ascend does not"),
+        (W4A16, "npu", "compressed-tensors with W4A16, which vllm-ascend does not run"),
         (FP8, "cpu", "compressed-tensors with FP8, for which vLLM has no kernel"),
         (AWQ, "cpu", None),
         (AWQ, "npu", "quantised by awq, and on Ascend compressed-tensors load"),
@@ -141,6 +141,11 @@ MLX = {"bits": 4, "group_size": 64}
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "cpu", None),
         ({"quant_method": "bitsandbytes"}, "cpu", "whose packed weights have no rows"),
         ({"quant_method": "quark"}, "cpu", "quantised by quark, and on CPUs"),
+        (
+            {"quant_method": "ascend"},
+            "cpu",
+            "ascend by its config.json, and there is no quant_model",
+        ),
         (MLX, "cpu", "quantised by MLX, which only runs on Apple's machines"),
     ],
 )
@@ -152,4 +157,4 @@ def test_other_tools_checkpoints(ascend, machine, copy, config, device, said):
     environ = {} if device == "npu" else {"VLLM_PLUGINS": "glm41v_npu"}
     finding = say(machine(copy, device=device, **environ), "checkpoint type")
     assert finding.status == ("ok" if said is None else "fail")
-    assert said is None or (said in finding.found and "Use the original" in finding.advice)
+    assert said is None or (said in finding.found and finding.advice)

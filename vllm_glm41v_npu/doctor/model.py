@@ -123,9 +123,7 @@ def companions(context: Context) -> Iterator[Finding]:
         yield skip("tokenizer", "not downloaded")
         return
     good = {
-        "tokenizer": ", ".join(
-            (*checkpoint_checks.TOKENIZER_FILES, checkpoint_checks.PICTURES_FILE)
-        ),
+        "tokenizer": ", ".join(checkpoint_checks.NEEDED),
         "token ids": "those of the tokenizer",
         "video processor": processor_files.VIDEO_CLASS,
         "chat template": checkpoint_checks.template_file(checkpoint) or "",

@@ -280,7 +280,10 @@ def check_twins(found: dict[str, torch.Tensor]) -> None:
     Raises:
         WeightError: It is another, and config.json says to leave it out.
     """
-    if {HEAD, EMBEDDING} <= found.keys() and not torch.equal(found[HEAD], found[EMBEDDING]):
+    if not {HEAD, EMBEDDING} <= found.keys():
+        return
+    head, embedding = found[HEAD], found[EMBEDDING]
+    if head.shape != embedding.shape or not torch.equal(head, embedding.to(head.dtype)):
         raise WeightError(
             "The checkpoint's 'lm_head.weight' differs from its embedding, but its config.json "
             "ties the two (tie_word_embeddings). Set tie_word_embeddings to false if the output "

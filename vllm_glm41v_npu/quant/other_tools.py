@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm_glm41v_npu.checkpoint import Checkpoint
 from vllm_glm41v_npu.problem import Problem
+from vllm_glm41v_npu.quant.description import DESCRIPTION, METHOD
 
 Json = Mapping[str, Any]
 
@@ -50,17 +51,20 @@ def tool_of(checkpoint: Checkpoint) -> str | None:
 
 
 def problems(checkpoint: Checkpoint, on_ascend: bool | None) -> Iterator[Problem]:
-    """Why a checkpoint of another tool does not load.
+    """Why a checkpoint that has no description of msModelSlim's does not load.
 
     Args:
         checkpoint: Its folder.
         on_ascend: Whether vllm-ascend would run it, None where that is not known.
     """
     tool = tool_of(checkpoint)
-    if tool is None or tool == "ascend":
+    if tool is None:
         return
     found = f"quantised by {tool}"
-    if tool in NOWHERE:
+    if tool == METHOD:
+        advice = "Copy the file that msModelSlim wrote beside the weights."
+        yield Problem(NAME, f"{found} by its config.json, and there is no {DESCRIPTION}", advice)
+    elif tool in NOWHERE:
         yield Problem(NAME, f"{found}, {NOWHERE[tool]}", INSTEAD)
     elif on_ascend is not None:
         loads, where = (ON_ASCEND, "Ascend") if on_ascend else (ON_CPU, "CPUs")
@@ -80,11 +84,14 @@ def _unsupported(config: Json, on_ascend: bool) -> str | None:
         return None if bits == 4 else f"{bits} bits, and vLLM computes 4 on CPUs"
     groups = config.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
-        weights = group.get("weights") or {}
+        weights, alone = group.get("weights") or {}, not group.get("input_activations")
+        bits = weights.get("num_bits")
         if weights.get("type") == "float":
-            return _FLOAT8
-        if on_ascend and not group.get("input_activations"):
-            return "weights alone (W4A16), which vllm-ascend does not run in linear layers"
+            return None if weights.get("strategy") == "block" and not on_ascend else _FLOAT8
+        if alone and on_ascend:
+            return f"W{bits}A16, which vllm-ascend does not run in linear layers"
+        if alone and bits not in (None, 4):
+            return f"W{bits}A16, and vLLM computes W4A16 on CPUs"
     return None
 
 
