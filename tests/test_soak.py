@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from benchmarks import soak
-from benchmarks.soak import Clients, growth, new_picture, rows, settled, summary, verdict
+from benchmarks.process_memory import LEAST, Memory, growth, settled
+from benchmarks.soak import Clients, new_picture, rows, summary, verdict
 from tests.doc_pages import serve_parser
 
 SECONDS = 2.5
@@ -58,7 +59,7 @@ def stand_in(leak: int) -> Iterator[tuple[str, psutil.Process]]:
             process.kill()
 
 
-def watched(leak: int) -> tuple[soak.Memory, Clients]:
+def watched(leak: int) -> tuple[Memory, Clients]:
     with stand_in(leak) as (address, process):
         return asyncio.run(soak.soak(address, process, SECONDS, 4))
 
@@ -68,7 +69,7 @@ def test_a_server_that_is_well() -> None:
     memory, clients = watched(0)
     assert verdict(memory, clients, MOST) == []
     assert set(clients.done) == set(soak.KINDS)
-    assert len(memory["server"]) > soak.LEAST
+    assert len(memory["server"]) > LEAST
     over_time = rows(memory)
     assert soak.POINTS // 2 < len(over_time) <= soak.POINTS
     assert all(row.load_unit == "minutes" and row.ours for row in over_time)
@@ -90,7 +91,7 @@ def test_a_server_that_ends() -> None:
     """Guards against a crash in the middle that leaves a short, flat line."""
     with stand_in(0) as (address, process):
 
-        async def stopped() -> tuple[soak.Memory, Clients]:
+        async def stopped() -> tuple[Memory, Clients]:
             asyncio.get_running_loop().call_later(SECONDS / 2, process.kill)
             return await soak.soak(address, process, SECONDS, 2)
 
