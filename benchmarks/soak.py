@@ -23,8 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from statistics import linear_regression, median
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
@@ -32,6 +31,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.in_tree import TINY
+from benchmarks.process_memory import Memory, settled, watch
 from benchmarks.results import add_json_option, machine, write
 from tests.end_to_end.servers import data_uri, request, serving
 from vllm_glm41v_npu.reporting.results import Row, Spread
@@ -41,54 +41,12 @@ NEW_TOKENS = 24
 KINDS = {"picture": 0.82, "text": 0.08, "leaves": 0.05, "broken": 0.05}
 """Shares of the requests, by what they ask and what their client does."""
 
-SETTLING = 1 / 3
-"""Share of the time in which caches and the allocator's free lists fill up."""
-
 SAMPLES = 240
 POINTS = 24
 """Measurements in all, and lines of the report."""
 
-LEAST = 9
-"""Measurements that a process has to have before anything is said of it."""
-
 NAMED = ("--served-model-name", "tiny")
 SMALL_CACHES = ("--kv-cache-memory-bytes", str(24 << 20), "--mm-processor-cache-gb", "0.05")
-Memory = dict[str, list[tuple[float, float]]]
-"""Seconds since the start and MiB, by the name of the process."""
-
-
-class Growth(NamedTuple):
-    """The rise of a process's memory after it has settled.
-
-    rise: MiB, on a straight line through the measurements of the settled time.
-    hourly: the same for an hour.
-    level: MiB in the middle of that time.
-    """
-
-    rise: float
-    hourly: float
-    level: float
-
-
-def growth(points: Sequence[tuple[float, float]], settling: float = SETTLING) -> Growth:
-    """The rise of the memory in `points` after the first part of their time.
-
-    Args:
-        points: Seconds and MiB, in order.
-        settling: The share of the time that is left out.
-
-    Raises:
-        ValueError: Fewer than three points are left.
-    """
-    first, last = points[0][0], points[-1][0]
-    settled = [point for point in points if point[0] >= first + settling * (last - first)]
-    if len(settled) < 3:
-        raise ValueError(
-            f"{len(settled)} measurements after settling; expected 3 or more. Measure for longer."
-        )
-    seconds, sizes = zip(*settled, strict=True)
-    slope = linear_regression(seconds, sizes).slope
-    return Growth(slope * (seconds[-1] - seconds[0]), slope * 3600, median(sizes))
 
 
 def new_picture(rng: np.random.Generator) -> bytes:
@@ -153,47 +111,6 @@ class Clients:
                 self.wrong.append(f"{kind}: {response.status_code}, expected {expected}")
 
 
-def resident(process: psutil.Process) -> float:
-    """MiB that the process has in memory, but for files that are mapped, such as libraries.
-
-    Shares of those would change with whatever else the machine runs.
-
-    Raises:
-        psutil.NoSuchProcess: It has ended.
-    """
-    try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        raise psutil.NoSuchProcess(process.pid) from None
-    fields = dict(line.split(":", 1) for line in lines)
-    if "RssAnon" not in fields:  # a process that has ended, and that nobody has asked about
-        raise psutil.NoSuchProcess(process.pid)
-    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
-
-
-def label(process: psutil.Process, server: psutil.Process) -> str:
-    """A name of the process that is the same in every run."""
-    if process.pid == server.pid:
-        return "server"
-    title = process.cmdline()[:1]
-    if title and title[0].startswith("VLLM::"):
-        return title[0].removeprefix("VLLM::")
-    return "resource tracker" if "resource_tracker" in " ".join(process.cmdline()) else "helper"
-
-
-async def watch(server: psutil.Process, every: float, memory: Memory) -> None:
-    """Add the memory of each of the server's processes, again and again, until cancelled."""
-    begin = time.monotonic()
-    while True:
-        now = time.monotonic() - begin
-        for process in [server, *server.children(recursive=True)]:
-            try:
-                memory[label(process, server)].append((now, resident(process)))
-            except psutil.NoSuchProcess:
-                continue
-        await asyncio.sleep(every)
-
-
 async def soak(
     address: str, server: psutil.Process, seconds: float, at_once: int
 ) -> tuple[Memory, Clients]:
@@ -206,11 +123,6 @@ async def soak(
     finally:
         watching.cancel()
     return memory, clients
-
-
-def settled(memory: Memory) -> dict[str, Growth]:
-    """The growth of each process but for those that lived for a moment alone."""
-    return {name: growth(points) for name, points in memory.items() if len(points) >= LEAST}
 
 
 def verdict(memory: Memory, clients: Clients, most: float) -> list[str]:
