@@ -18,7 +18,6 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers.base import BaseRenderer
 
 from tests.processing.loading import png
-from tests.processing.test_fetching import port  # noqa: F401
 from vllm_glm41v_npu.patches import empty_media, media_request
 from vllm_glm41v_npu.processing import budget, media
 from vllm_glm41v_npu.processing.budget import Budget
