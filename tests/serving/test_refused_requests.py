@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, TypeAdapter
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
-from vllm.entrypoints.serve.utils.server_utils import exception_handler, http_exception_handler
+from vllm.entrypoints.serve.utils.server_utils import exception_handler
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
 from vllm_glm41v_npu.serving.refused_requests import improve
@@ -37,7 +37,6 @@ def app() -> FastAPI:
     """An application with the handlers of vLLM's, and routes that say what they got."""
     app = FastAPI()
     app.state.args = SimpleNamespace(log_error_stack=False)
-    app.exception_handler(HTTPException)(http_exception_handler)
     app.exception_handler(Exception)(exception_handler)
 
     @app.post(CHAT, dependencies=[Depends(validate_json_request)])
@@ -113,7 +112,7 @@ def test_anthropics_form(app: FastAPI) -> None:
     [
         (b"", "The body is empty; expected a JSON object"),
         (b"{", "The body is no JSON: Expecting property name enclosed in double quotes at char"),
-        (b"\xff", "The body is no JSON|There was an error parsing the body"),
+        (b"\xff", "The body is no JSON .*can't decode byte 0xff"),
         (b"[1]", r"The body is \[1\]; expected a JSON object"),
     ],
 )

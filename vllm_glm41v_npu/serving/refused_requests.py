@@ -6,10 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from jinja2 import TemplateError
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.entrypoints.serve.utils.error_response import create_error_response
 from vllm.entrypoints.serve.utils.server_utils import exception_handler
@@ -29,6 +31,7 @@ def improve(app: FastAPI) -> FastAPI:
     """Check bodies before vLLM does, and answer a caller's errors in a sentence."""
     app.dependency_overrides[validate_json_request] = check_body
     app.exception_handler(RequestValidationError)(refuse_fields)
+    app.exception_handler(HTTPException)(refuse_unreadable)
     for kind in (*CALLERS_ERRORS, VLLMValidationError):
         app.exception_handler(kind)(refuse)
     if app.middleware_stack is not None:  # vLLM's SageMaker routes build it early
@@ -47,6 +50,15 @@ async def check_body(raw_request: Request) -> None:
         found = f"is no JSON ({error})" if await raw_request.body() else "is empty"
         raise VLLMValidationError(f"The body {found}; expected a JSON object.") from error
     prepare(path, body)
+
+
+async def refuse_unreadable(request: Request, error: HTTPException) -> Response:
+    """400 about a body that FastAPI could not decode; its other errors as ever."""
+    cause = error.__cause__
+    if error.status_code != 400 or cause is None:
+        return await http_exception_handler(request, error)
+    sentence = f"The body is no JSON ({cause}); expected a JSON object."
+    return await refuse(request, VLLMValidationError(sentence))
 
 
 async def refuse(request: Request, error: Exception) -> JSONResponse:
