@@ -131,7 +131,7 @@ def test_every_request_is_answered_right(shared_server: Server, server: httpx.Cl
     assert sum(final_answer(told or "") == truth for told, truth in truths) >= LEAST * len(truths)
     slow = asked_alone(server, long(good[-1].body))
     mixed = jobs(good, slow)
-    first = len(mixed) // 4  # fills caches, and the allocators' free lists
+    first = len(mixed) // 2  # fills caches, and the allocators' free lists
     told = asyncio.run(complaints(shared_server.address, mixed[:first], AT_ONCE))
     before = resident(shared_server)
     told += asyncio.run(complaints(shared_server.address, mixed[first:], AT_ONCE))

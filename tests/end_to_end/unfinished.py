@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from tests.end_to_end.servers import MAX_MODEL_LEN, data_uri
 
 CHAT = "/v1/chat/completions"
-TOO_LONG = "7" * (MAX_MODEL_LEN - 20)
-"""Not too long until a picture of more than some ten tokens is put in its place."""
+TOO_LONG = "7" * (MAX_MODEL_LEN - 12)
+"""Nine tokens of the template around it still fit, and no picture of four tokens or more does."""
 
 
 class Unfinished(NamedTuple):
