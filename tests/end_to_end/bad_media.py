@@ -37,20 +37,26 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def empty_png() -> bytes:
-    """A PNG that says it is 0 x 0 pixels."""
+def png_of(width: int, height: int, pixels: bytes) -> bytes:
+    """The start of a PNG, with these compressed pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         checksum = zlib.crc32(kind + body)
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
-    header = struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
+
+
+def empty_png() -> bytes:
+    """A PNG that says it is 0 x 0 pixels."""
+    return png_of(0, 0, zlib.compress(b"")) + b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def broken_png() -> bytes:
+    """A PNG that is cut off, and goes on with a chunk whose name is no name."""
+    pixels = zlib.compress(bytes(64 * (1 + 3 * 64)))
+    return png_of(64, 64, pixels[:20]) + b"\0\0\0\4\xff\xfe\xfd\xfcabcd\0\0\0\0"
 
 
 def truncated_jpeg() -> str:
@@ -61,6 +67,9 @@ BAD_PICTURES = {
     "truncated": (truncated_jpeg, "truncated"),
     "text": (lambda: data_uri(b"this is a text file, not a picture"), "not a picture of a kind"),
     "empty": (lambda: data_uri(empty_png()), "not a picture of a kind"),
+    "eps": (lambda: data_uri(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "not a picture of a kind"),
+    "chunk": (lambda: data_uri(broken_png()), "cannot be decoded"),
+    "no-url": (lambda: "", "Picture 1 of 1 is empty: its URL is missing"),
     "too-wide": (lambda: data_uri(png(Image.new("RGB", (8080, 40)))), "202.0; at most 200"),
     "bomb": (lambda: data_uri(png(Image.new("1", (30000, 30000)))), "decompression bomb"),
     "private": (lambda: "http://127.0.0.1:1/a.png", "no public address"),
