@@ -22,7 +22,14 @@ from tests.doctor.machines import (
 )
 from vllm_glm41v_npu.checkpoint import Checkpoint
 from vllm_glm41v_npu.doctor import model
+from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, PUBLISHED_VISION
 from vllm_glm41v_npu.platform import ATLAS_310P, CPU
+
+PUBLISHED = {
+    "model_type": "glm4v",
+    "text_config": PUBLISHED_TEXT,
+    "vision_config": PUBLISHED_VISION,
+}
 
 
 def test_programs_that_vllm_runs(machine):
@@ -48,6 +55,7 @@ def test_kv_cache_on_the_cpu(machine, tmp_path, available, value, status):
 def test_the_size_to_set(machine, large, tmp_path):
     """Guards an advice that vLLM then follows, for the model that is asked about."""
     context = machine(large)
+    (large / "config.json").write_text(json.dumps(PUBLISHED | {"dtype": "bfloat16"}))
     write_memory(tmp_path, total=128, available=100)
     advice = say(context, "KV cache").advice
     assert "export VLLM_CPU_KVCACHE_SPACE=" in advice

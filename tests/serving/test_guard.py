@@ -192,7 +192,7 @@ def test_every_route_of_vllm() -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     guard = "vllm_glm41v_npu.serving.guard.Guard"
-    words = ["--api-key", KEY, "--middleware", guard, "--root-path", "/root"]
+    words = ["--api-key", KEY, "--middleware", guard, "--root-path", "/prefix"]
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
     app = build_app(args, ("generate",))
     paths = {*app.openapi()["paths"], "/metrics", "/docs", "/openapi.json"}
@@ -203,11 +203,11 @@ def test_every_route_of_vllm() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
             return {
                 (method, path): (await client.request(method, path, headers=headers)).status_code
-                for path in paths | {f"/root{path}" for path in paths}
+                for path in paths | {f"/prefix{path}" for path in paths}
                 for method in ("GET", "POST")
             }
 
-    open_paths = {"/health", "/root/health"}
+    open_paths = {"/health", "/prefix/health"}
     for (method, path), status in asyncio.run(statuses()).items():
         assert (status == 401) is (path not in open_paths), (method, path, status)
     right = asyncio.run(statuses(Authorization=f"Bearer {KEY}"))

@@ -66,25 +66,50 @@ def test_a_stream_that_fails_ends(failure: Any) -> None:
     assert response == Response(200, "text/event-stream", [b'{"text":["a"]}\0'])
 
 
-@pytest.mark.parametrize("prompt", ["a", [{"type": "text", "text": "a"}]])
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        TOO_LONG.format("at least 513"),
-        "max_tokens=512 cannot be greater than max_model_len=max_total_tokens=256. Please request",
-        CHARACTERS.format(9_000, 5000, 512),  # 1024 tokens may have 10,000
-        CHARACTERS.format(1, 0, 0),
-    ],
-)
-def test_a_prompt_that_fits_but_for_its_limit(prompt: Any, refusal: str) -> None:
-    """Guards MindIE's cut at the end of the context: vLLM finds it, and nothing is counted here."""
-    inner = Inner(vllm_error(400, refusal), (200, [{"choices": []}]))
-    response = call(inner, {"prompt": prompt})
+NO_ROOM = [
+    TOO_LONG.format("at least 513"),
+    "max_tokens=512 cannot be greater than max_model_len=max_total_tokens=1024. Please request",
+    CHARACTERS.format(9_000, 5000, 512),  # 1024 tokens may have 10,000
+    CHARACTERS.format(1, 0, 0),
+]
+
+
+def answer_of(prompt_tokens: int) -> tuple[int, list[Any]]:
+    return 200, [{"choices": [], "usage": {"prompt_tokens": prompt_tokens}}]
+
+
+@pytest.mark.parametrize("refusal", NO_ROOM)
+@pytest.mark.parametrize(("prompt", "room"), [(1000, 24), (1023, 1)])
+def test_a_completion_that_fits_but_for_its_limit(refusal: str, prompt: int, room: int) -> None:
+    """Guards MindIE's cut at the end of the context, by a count that vLLM has checked."""
+    inner = Inner(vllm_error(400, refusal), answer_of(prompt), answer_of(prompt))
+    response = call(inner, {"prompt": "a", "stop": "b"})
     assert response is not None
     assert response.status == 200
-    (first, asked), (second, again) = inner.asked
-    assert (asked["max_tokens"], again["max_tokens"]) == (512, None)
-    assert first["path"] == second["path"] != "/base/tokenize"
+    assert {scope["path"] for scope, _ in inner.asked} == {"/base/v1/completions"}
+    assert [body["max_tokens"] for _, body in inner.asked] == [512, 1, room]
+    assert {body["stop"] for _, body in inner.asked} == {"b"}
+
+
+def test_a_stream_that_fits_but_for_its_limit() -> None:
+    """Guards the count of a stream, which is asked for as a whole answer."""
+    stream = events({"choices": [{"index": 0, "text": "a", "token_ids": [1]}]})
+    inner = Inner(vllm_error(400, NO_ROOM[0]), answer_of(1000), (200, stream))
+    response = call(inner, {"inputs": "a"}, "/generate_stream")
+    assert response is not None
+    assert response.status == 200
+    assert [body["stream"] for _, body in inner.asked] == [True, False, True]
+    assert [body["stream_options"] for _, body in inner.asked][1] is None
+
+
+@pytest.mark.parametrize("refusal", NO_ROOM)
+def test_a_chat_that_fits_but_for_its_limit(refusal: str) -> None:
+    """Guards the same where vLLM does it itself, once max_tokens is left out."""
+    inner = Inner(vllm_error(400, refusal), (200, [{"choices": []}]))
+    response = call(inner, {"prompt": [{"type": "text", "text": "a"}]})
+    assert response is not None
+    assert response.status == 200
+    assert [body["max_tokens"] for _, body in inner.asked] == [512, None]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -15,7 +15,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,8 +26,8 @@ from .mindie_fields import Refused
 from .mindie_reply import (
     Frames,
     Reply,
+    context_of_shorter_answer,
     error_reply,
-    leaves_no_room,
     translated_error,
     whole_reply,
 )
@@ -111,11 +111,28 @@ class MindIERoutes:
         self, asked: Translation, scope: Message, receive: Receive, send: Send
     ) -> None:
         answer = await self._ask(asked, scope, receive, send)
-        if leaves_no_room(answer.status, answer.body):
-            # MindIE ends an answer where the context ends; so does vLLM if no length is named.
-            asked = asked._replace(body=asked.body | {"max_tokens": None})
-            answer = await self._ask(asked, scope, receive, send)
+        most = context_of_shorter_answer(answer.status, answer.body)
+        if most is not None:  # MindIE ends an answer where the context ends
+            answer = await self._shorter(asked, most, scope, receive, send)
         await answer.finish()
+
+    async def _shorter(
+        self, asked: Translation, most: int, scope: Message, receive: Receive, send: Send
+    ) -> _Answer:
+        """The answer that fits behind the prompt in a context of `most` tokens."""
+
+        def ask(**body: Any) -> Awaitable[_Answer]:
+            changed = asked._replace(body=asked.body | body)
+            return self._ask(changed, scope, receive, send)
+
+        if asked.path == CHAT:  # vLLM finds the end itself
+            return await ask(max_tokens=None)
+        # One token, to learn the prompt's length: vLLM checks it first, and keeps it in its cache.
+        first = await ask(max_tokens=1, n=1, stream=False, stream_options=None)
+        if first.status != 200 or first.body == CLIENT_HAS_GONE:
+            return first
+        prompt = json.loads(first.body)["usage"]["prompt_tokens"]
+        return await ask(max_tokens=max(1, most - prompt))
 
     async def _ask(
         self, asked: Translation, scope: Message, receive: Receive, send: Send

@@ -40,7 +40,7 @@ _TOO_LONG = (
     ),
 )
 """What vLLM says of a prompt that leaves no room for max_tokens, or for any token."""
-_LONG_ANSWER = re.compile(r"max_tokens=\d+ cannot be greater than max_model_len=")
+_LONG_ANSWER = re.compile(r"max_tokens=\d+ cannot be greater than max_model_len=\D*(?P<most>\d+)")
 """What vLLM says of an answer that would be longer than the context, whatever the prompt."""
 
 
@@ -82,15 +82,19 @@ def refused_length(message: str) -> Length | None:
     return None
 
 
-def leaves_no_room(status: int, body: bytes) -> bool:
-    """Whether vLLM refused an answer's length, and a shorter answer may fit behind the prompt."""
+def context_of_shorter_answer(status: int, body: bytes) -> int | None:
+    """The model's context in tokens, where vLLM refused an answer that may fit if it is shorter.
+
+    None where it answered, or refused something else, or a prompt that leaves no room.
+    """
     if status != 400:
-        return False
+        return None
     message = error_message(body)
-    if _TOKENS.search(message) or _CHARACTERS.search(message):
-        length = refused_length(message)
-        return length is not None and length.found < length.most
-    return _LONG_ANSWER.search(message) is not None
+    if long := _LONG_ANSWER.search(message):
+        return int(long["most"])
+    length = refused_length(message)
+    refused_together = _TOKENS.search(message) or _CHARACTERS.search(message)
+    return length.most if refused_together and length and length.found < length.most else None
 
 
 def translated_error(status: int, body: bytes) -> Reply:
