@@ -178,6 +178,7 @@ BAD_FIELDS = {
     "tools": "x",
     "include_reasoning": "no",
     "thinking": "off",
+    "thinking_token_budget": 2**70,
 }
 
 

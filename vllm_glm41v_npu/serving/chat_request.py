@@ -32,6 +32,10 @@ INTEGERS = ("top_logprobs", "prompt_logprobs")
 """Fields that vLLM 0.23.0 looks into before it has looked whether they are what they should be."""
 
 
+BUDGET = "thinking_token_budget"
+"""A number that the engine takes in 32 bits, and vLLM 0.23.0 does not hold to that."""
+
+
 def prepare(path: str, body: Any) -> None:
     """Check the parsed `body` of a request to the route `path`, and change it in place.
 
@@ -41,6 +45,7 @@ def prepare(path: str, body: Any) -> None:
         raise refuse(f"The body is {shown(body)}; expected a JSON object.")
     _check(body, OBJECTS, "an object", lambda value: isinstance(value, dict))
     _check(body, INTEGERS, "a whole number", lambda value: type(value) is int)
+    _check(body, (BUDGET,), "a whole number from 0 to 2147483647, or -1", _is_count)
     _check_tools(path, body)
     form = _form(path)
     for name, messages in _conversations(path, body):
@@ -58,6 +63,10 @@ def _check(
         value = body.get(name)
         if value is not None and not fits(value):
             raise refuse(f"{name} is {shown(value)}; expected {expected}.")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and -1 <= value < 2**31
 
 
 def _check_tools(path: str, body: Mapping[str, Any]) -> None:
