@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from vllm_glm41v_npu.models.glm41v import Glm41vForConditionalGeneration
 from vllm_glm41v_npu.processing.embeddings import parse_embeddings, read_embedding
 from vllm_glm41v_npu.processing.grid import PatchGeometry
 
@@ -30,6 +31,15 @@ def test_tensors() -> None:
     buffer = io.BytesIO()
     np.save(buffer, tensor.numpy())
     assert torch.equal(read_embedding(base64.b64encode(buffer.getvalue()).decode()), tensor)
+
+
+@pytest.mark.parametrize("medium", ["image", "video"])
+def test_place_in_a_chat(medium: str) -> None:
+    """Guards embeddings in a chat: they were refused as if they were neither."""
+    place = Glm41vForConditionalGeneration.get_placeholder_str
+    assert place(f"{medium}_embeds", 1) == place(medium, 1)
+    with pytest.raises(ValueError, match="takes pictures and videos, not 'audio'"):
+        place("audio", 1)
 
 
 BAD = {

@@ -178,6 +178,7 @@ BAD_FIELDS = {
     "tools": "x",
     "include_reasoning": "no",
     "thinking": "off",
+    "thinking_token_budget": 2**70,
 }
 
 
@@ -187,6 +188,16 @@ def test_bad_fields(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} is .*; expected "):
         prepare(CHAT, body_of(CHAT, "hi", **{name: BAD_FIELDS[name]}))
     prepare(CHAT, body_of(CHAT, "hi", **{name: None}))
+
+
+def test_completions() -> None:
+    """Guards /v1/completions, where logprobs is a number, and null is 500 in vLLM."""
+    body = {"prompt": "hi", "logprobs": 1, "max_tokens": None}
+    prepare("/v1/completions", body)
+    assert body == {"prompt": "hi", "logprobs": 1}
+    with pytest.raises(ValueError, match="^logprobs is 'x'; expected a whole number"):
+        prepare("/v1/completions", {"prompt": "hi", "logprobs": "x"})
+    prepare(CHAT, body_of(CHAT, "hi", logprobs=True, thinking_token_budget=-1))
 
 
 @pytest.mark.parametrize("tool", [3, {}, {"function": "x"}, {"type": "function", "function": {}}])

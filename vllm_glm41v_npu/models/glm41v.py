@@ -63,8 +63,9 @@ class Glm41vForConditionalGeneration(
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         """What stands for a picture or video in a prompt whose template takes plain text."""
-        if modality in TEXT:
-            return TEXT[modality]
+        medium = modality.removesuffix("_embeds")  # computed elsewhere, they stand in its place
+        if medium in TEXT:
+            return TEXT[medium]
         raise ValueError(f"GLM-4.1V takes pictures and videos, not {modality!r}.")
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:

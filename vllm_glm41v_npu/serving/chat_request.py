@@ -16,6 +16,7 @@ from .thinking_switch import ENABLE_THINKING, THINKING, of_thinking, wanted_thin
 
 KWARGS = "chat_template_kwargs"
 MESSAGES, RESPONSES, BATCH = "/v1/messages", "/v1/responses", "/v1/chat/completions/batch"
+COMPLETIONS = "/v1/completions"
 EXAMPLE = '{"role": "user", "content": "..."}'
 
 OBJECTS = (
@@ -32,6 +33,10 @@ INTEGERS = ("top_logprobs", "prompt_logprobs")
 """Fields that vLLM 0.23.0 looks into before it has looked whether they are what they should be."""
 
 
+BUDGET = "thinking_token_budget"
+"""A number that the engine takes in 32 bits, and vLLM 0.23.0 does not hold to that."""
+
+
 def prepare(path: str, body: Any) -> None:
     """Check the parsed `body` of a request to the route `path`, and change it in place.
 
@@ -41,6 +46,9 @@ def prepare(path: str, body: Any) -> None:
         raise refuse(f"The body is {shown(body)}; expected a JSON object.")
     _check(body, OBJECTS, "an object", lambda value: isinstance(value, dict))
     _check(body, INTEGERS, "a whole number", lambda value: type(value) is int)
+    _check(body, (BUDGET,), "a whole number from 0 to 2147483647, or -1", _is_count)
+    if path == COMPLETIONS:
+        _prepare_completion(body)
     _check_tools(path, body)
     form = _form(path)
     for name, messages in _conversations(path, body):
@@ -58,6 +66,17 @@ def _check(
         value = body.get(name)
         if value is not None and not fits(value):
             raise refuse(f"{name} is {shown(value)}; expected {expected}.")
+
+
+def _prepare_completion(body: dict[str, Any]) -> None:
+    """Check what /v1/completions has of its own; there null as max_tokens is 500 in vLLM 0.23.0."""
+    _check(body, ("logprobs",), "a whole number", lambda value: type(value) is int)
+    if body.get("max_tokens", 0) is None:
+        del body["max_tokens"]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and -1 <= value < 2**31
 
 
 def _check_tools(path: str, body: Mapping[str, Any]) -> None:
