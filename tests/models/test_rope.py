@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import Glm4vTextConfig
@@ -19,8 +21,8 @@ from vllm_glm41v_npu.models.rope import (
     vision_angles,
 )
 
-STRETCHED = {"factor": 4.0, "original_max_position_embeddings": 512}
-ROPES = (
+STRETCHED: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 512}
+ROPES: tuple[dict[str, Any], ...] = (
     {},
     {"rope_type": "linear", "factor": 4.0},
     {"rope_type": "yarn", **STRETCHED},
