@@ -27,6 +27,7 @@ from vllm.model_executor.model_loader import get_model
 from vllm.utils.network_utils import get_open_port
 
 from tests.models.other_tools import TOOLS, write
+from tests.quant.cases import DATA, write_mindie
 from vllm_glm41v_npu.models.weights import WeightError
 
 Load = Callable[..., nn.Module]
@@ -73,14 +74,14 @@ def parameters(network: nn.Module) -> Tensors:
 
 
 @torch.inference_mode()
-def outputs(network: nn.Module) -> Tensors:
+def outputs(network: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Tensors:
     """What each linear layer of the decoder gives for the same random input."""
     found = {}
     for name, layer in network.language_model.model.named_modules():
         if isinstance(layer, LinearBase):
             generator = torch.Generator().manual_seed(1)
             x = torch.randn(5, layer.input_size_per_partition, generator=generator)
-            found[name] = layer(x.bfloat16())[0].float()
+            found[name] = layer(x.to(dtype))[0].float()
     return found
 
 
@@ -95,6 +96,19 @@ def test_other_tools_weights_are_what_they_stand_for(
     assert len(want) == 4 * 3
     for name, value in want.items():
         assert (got[name] - value).abs().max() < 0.03 * value.abs().max(), name
+
+
+@pytest.mark.parametrize("name", ["w8a8_bf16", "w8a8s_fp16"])
+def test_the_form_for_mindie(name: str, load: Load, tmp_path: Path) -> None:
+    """Guards the form that MindIE's users have: every number is the plain form's."""
+    plain, mindie = load(DATA / name), load(write_mindie(DATA / name, tmp_path / "mindie"))
+    pairs = (
+        (parameters(plain), parameters(mindie)),
+        (outputs(plain, torch.float32), outputs(mindie, torch.float32)),
+    )
+    for want, got in pairs:
+        assert want.keys() == got.keys()
+        assert all(torch.equal(tensor, got[key]) for key, tensor in want.items())
 
 
 def split(tensors: Tensors) -> Tensors:

@@ -21,7 +21,7 @@ from vllm_glm41v_npu.models.rope import (
     vision_angles,
 )
 
-STRETCHED = {"factor": 4.0, "original_max_position_embeddings": 512}
+STRETCHED: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 512}
 ROPES: tuple[dict[str, Any], ...] = (
     {},
     {"rope_type": "linear", "factor": 4.0},
