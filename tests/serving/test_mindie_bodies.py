@@ -65,12 +65,13 @@ def test_bodies_that_are_too_large(path: str, announced: bool) -> None:
         assert "larger than 2 MiB" in answer.json["error"]
 
 
+@pytest.mark.parametrize("kind", [b"application/json", b"multipart/form-data; boundary=x"])
 @pytest.mark.parametrize("path", ROUTES)
-def test_bodies_of_too_many_values(path: str) -> None:
-    """Guards against parsing what would stop all other requests."""
+def test_bodies_of_too_many_values(path: str, kind: bytes) -> None:
+    """Guards against parsing what would stop all other requests, whatever it says it is."""
     inner = Inner()
     body = b'{"do_sample":false,"prompt":[' + b'{"type":"text"},' * 60
-    answer = ask(MindIERoutes(inner), path, [BEARER], [body, body])
+    answer = ask(MindIERoutes(inner), path, [BEARER, (b"content-type", kind)], [body, body])
     assert (answer.status, inner.asked) == (413, [])
     assert "more than 100 values" in answer.json["error"]
 

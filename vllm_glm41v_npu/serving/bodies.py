@@ -78,17 +78,22 @@ class BodyCount:
     Args:
         headers: The request's, in ASGI's form (names in small letters).
         most: The largest body, in bytes.
+        is_json: It is read as JSON; told from the content type if not given.
 
     Raises:
         TooLarge: The headers announce more.
     """
 
-    def __init__(self, headers: Iterable[tuple[bytes, bytes]], most: int) -> None:
+    def __init__(
+        self, headers: Iterable[tuple[bytes, bytes]], most: int, is_json: bool | None = None
+    ) -> None:
         found = {name.lower(): value for name, value in headers}
         self._most = most
         self._bytes = self._values = self._objects = 0
-        # A file's bytes are no JSON.
-        self._is_json = not found.get(b"content-type", b"").strip().lower().startswith(b"multipart")
+        if is_json is None:  # a file's bytes are none
+            kind = found.get(b"content-type", b"").strip().lower()
+            is_json = not kind.startswith(b"multipart")
+        self._is_json = is_json
         announced = found.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > most:
             raise TooLarge(self._size_message())

@@ -227,7 +227,7 @@ async def _body(scope: Message, receive: Receive, most: int) -> bytes:
     """A request's body of at most `most` bytes; raises TooLarge or _ClientGone."""
     data, more = bytearray(), True
     try:
-        count = BodyCount(scope["headers"], most)
+        count = BodyCount(scope["headers"], most, is_json=True)
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
