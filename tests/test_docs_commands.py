@@ -41,7 +41,19 @@ from tests.serving.test_serve import SEED
 from vllm_glm41v_npu.cli import app
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-HARDWARE = {"cat", "docker", "echo", "export", "git", "grep", "hf", "ls", "npu-smi", "source"}
+HARDWARE = {
+    "cat",
+    "docker",
+    "echo",
+    "export",
+    "git",
+    "grep",
+    "hf",
+    "ls",
+    "npu-smi",
+    "sed",
+    "source",
+}
 """Of a machine with an NPU, docker or another's repository: their syntax alone is looked at."""
 ELSEWHERE = {"apt", "ray"}
 """Of the system, or of .venv-ascend alone: likewise."""

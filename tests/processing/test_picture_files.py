@@ -8,52 +8,29 @@ import struct
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.processing.oracle import random_picture
+from tests.processing.picture_files import (
+    KINDS,
+    chunk,
+    codestream,
+    encoded,
+    icon,
+    large_precincts,
+    many_frames,
+    png,
+    scans,
+    tiff,
+)
 from vllm_glm41v_npu.processing import picture_file
 from vllm_glm41v_npu.processing.budget import Budget, RequestEnded
-from vllm_glm41v_npu.processing.picture_file import FORMATS, plan_picture
-
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in FORMATS},
-    "MPO": ("MPO", {"save_all": True, "append_images": [random_picture(40, 48)]}),
-    "progressive": ("JPEG", {"progressive": True}),
-    "APNG": ("PNG", {"save_all": True, "append_images": [random_picture(40, 48, 1)]}),
-    "lossless": ("WEBP", {"lossless": True}),
-    "J2K": ("JPEG2000", {"no_jp2": True}),
-    "lzw": ("TIFF", {"compression": "tiff_lzw"}),
-    "jpeg in TIFF": ("TIFF", {"compression": "jpeg"}),
-    "BMP in ICO": ("ICO", {"bitmap_format": "bmp"}),
-}
-"""Pillow's format and options of each kind of file that is opened."""
-
-
-def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (40, 48)) -> bytes:
-    file_format, options = KINDS[kind]
-    buffer = BytesIO()
-    random_picture(*size, mode=mode).save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    checksum = zlib.crc32(kind + body)
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
-
-
-def png(width: int, height: int, *chunks: bytes, rows: int | None = None) -> bytes:
-    """Black and white, with further chunks before the pixels."""
-    row = bytes(1 + (width + 7) // 8)
-    pixels = zlib.compress(row * (height if rows is None else rows), 9)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
-    end = chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + end
+from vllm_glm41v_npu.processing.picture_file import plan_picture
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,54 +122,19 @@ def test_no_memory_left(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- sizes ---
 
 
-def _icon(inside: bytes) -> bytes:
-    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inside), 22)
-    return struct.pack("<HHH", 0, 1, 1) + entry + inside
-
-
-def _tiff(width: int, height: int, *tags: tuple[int, int, int, int]) -> bytes:
-    """Grey, deflated; nothing but tags, each (number, type, count, value)."""
-    usual = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 8)]
-    usual += [(262, 3, 1, 1), (277, 3, 1, 1)]
-    every = sorted([*usual, *tags])
-    packed = b"".join(struct.pack("<HHII", *tag) for tag in every)
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(every)) + packed + bytes(4)
-
-
-def _codestream(place: int, *values: int) -> bytes:
-    """J2K of 40 x 48 with other values in its SIZ, or in its COD, where ``place`` is its marker."""
-    data = bytearray(encoded("J2K", "L"))
-    start = data.index(place.to_bytes(2, "big"))
-    if place == 0xFF51:
-        struct.pack_into(">8I", data, start + 6, *values)
-        return bytes(data)
-    length = int.from_bytes(data[start + 2 : start + 4], "big")
-    cod = data[start : start + 2 + length]
-    cod[4] |= 1
-    cod += bytes(values)
-    struct.pack_into(">H", cod, 2, len(cod) - 2)
-    return bytes(data[:start] + cod + data[start + 2 + length :])
-
-
-def _large_precincts() -> bytes:
-    wide = bytearray(_codestream(0xFF52, *[0x11] * 6))
-    struct.pack_into(">8I", wide, 8, 5000, 5000, 0, 0, 5000, 5000, 0, 0)
-    return bytes(wide)
-
-
 TOO_LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "black and white": (lambda: png(10000, 10000, rows=1), "100000000 in all; at most 89478485"),
     "twice": (lambda: png(30000, 30000, rows=1), "decompression bomb"),
-    "icon": (lambda: _icon(png(9400, 9400, rows=1)), "icon of 9400 x 9400 pixels"),
+    "icon": (lambda: icon(png(9400, 9400, rows=1)), "icon of 9400 x 9400 pixels"),
     "BMP in an icon": (
-        lambda: _icon(struct.pack("<IiiHHIIiiII", 40, 9000, 18000, 1, 32, 0, 0, 0, 0, 0, 0)),
+        lambda: icon(struct.pack("<IiiHHIIiiII", 40, 9000, 18000, 1, 32, 0, 0, 0, 0, 0, 0)),
         "icon of 9000 x 18000 pixels",
     ),
-    "tile": (lambda: _tiff(64, 64, (322, 4, 1, 60000), (323, 4, 1, 60000), (324, 4, 1, 8),
+    "tile": (lambda: tiff(64, 64, (322, 4, 1, 60000), (323, 4, 1, 60000), (324, 4, 1, 8),
                            (325, 4, 1, 8)), "60000 x 60000 pixels"),
-    "codestream": (lambda: _codestream(0xFF51, 9500, 9500, 0, 0, 9500, 9500, 0, 0), "9500 x 9500"),
-    "many tiles": (lambda: _codestream(0xFF51, 240, 240, 0, 0, 1, 1, 0, 0), "57600 tiles"),
-    "precincts": (_large_precincts, "8340737 precincts"),
+    "codestream": (lambda: codestream(0xFF51, 9500, 9500, 0, 0, 9500, 9500, 0, 0), "9500 x 9500"),
+    "many tiles": (lambda: codestream(0xFF51, 240, 240, 0, 0, 1, 1, 0, 0), "57600 tiles"),
+    "precincts": (large_precincts, "8340737 precincts"),
     "compressed text": (
         lambda: png(64, 64, chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(20 << 20), 9))),
         "cannot be decoded",
@@ -269,17 +211,6 @@ def test_a_large_picture_is_taken() -> None:
 # --- work ---
 
 
-def scans(count: int) -> bytes:
-    """A progressive JPEG of so many scans."""
-    data = encoded("progressive", "L")
-    first = data.index(b"\xff\xda")
-    second = data.index(b"\xff\xda", first + 2)
-    third = data.index(b"\xff\xda", second + 2)
-    start = data.rindex(b"\xff\xc4", first, second) if b"\xff\xc4" in data[first:second] else second
-    usual = picture_file._count_scans(data)
-    return data[:third] + data[start:third] * (count - usual) + data[third:]
-
-
 def test_scans_of_a_progressive_jpeg() -> None:
     """Each costs as much as the picture: 300 hold a thread for minutes."""
     with pytest.raises(ValueError, match="a JPEG of 300 scans; at most 100"):
@@ -292,26 +223,9 @@ def test_scans_of_a_progressive_jpeg() -> None:
     assert plan_picture(plain[:2] + comment + plain[2:]).decode().size == (48, 40)
 
 
-def _many_frames() -> Iterator[tuple[str, bytes]]:
-    frame = encoded("GIF", "P", (8, 8))
-    start = frame.index(b"\x2c")
-    yield "GIF", frame[:start] + frame[start:-1] * 100_000 + b";"
-    page = bytearray(encoded("TIFF", "L", (8, 8)))
-    place = struct.unpack("<I", page[4:8])[0]
-    size = 2 + 12 * struct.unpack("<H", page[place : place + 2])[0]
-    entry, following = bytes(page[place : place + size]), place + size
-    for _ in range(100_000):
-        struct.pack_into("<I", page, following, len(page))
-        following = len(page) + size
-        page += entry + bytes(4)
-    yield "TIFF", bytes(page)
-    struct.pack_into("<I", page, place + size, place)  # to itself
-    yield "loop", bytes(page)
-
-
 def test_many_frames() -> None:
     """The first is decoded, and the others are not looked for."""
-    for kind, data in _many_frames():
+    for kind, data in many_frames():
         start = time.thread_time()
         assert plan_picture(data).decode().size == (8, 8), kind
         assert time.thread_time() - start < 0.5, kind
