@@ -108,7 +108,7 @@ def test_what_the_engine_lacks_costs_one_request(llm: LLM) -> None:
     ((question, (picture,), answer),) = heldout_sets(len(WAYS) + 1)["written numbers"][-1:]
     chat = conversation([picture], question)
     llm.chat(chat, GREEDY, use_tqdm=False)
-    llm.llm_engine.engine_core.engine_core.mm_receiver_cache._items.clear()  # planted
+    llm.llm_engine.engine_core.engine_core.mm_receiver_cache._items.popitem()  # planted
     with pytest.raises(MissingMedia, match="Ask again"):
         llm.chat([conversation([], "Hello!"), chat], GREEDY, use_tqdm=False)
     (output,) = llm.chat(chat, GREEDY, use_tqdm=False)

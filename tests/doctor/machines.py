@@ -13,7 +13,9 @@ from vllm_glm41v_npu import doctor
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding
 
-BFLOAT16 = "from vllm_glm41v_npu import platform; platform.has_bfloat16_instructions = lambda: True"
+BFLOAT16 = (
+    "from vllm_glm41v_npu import platform; platform.has_bfloat16_instructions = lambda *_: True"
+)
 """As FAKE_VLLM, makes any CPU one that computes in bfloat16."""
 GIB = 1 << 30
 

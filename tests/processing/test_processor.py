@@ -309,12 +309,9 @@ def test_bad_embeddings(case: str, make_processor: MakeProcessor) -> None:
     """Misshapen features reach the engine and stop it for everybody."""
     changes, message = BAD_EMBEDDINGS[case]
     data = {**embeddings((1, 4, 6)), **changes}
+    given = {key: value for key, value in data.items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        run(
-            make_processor(enable_mm_embeds=True),
-            IMAGE,
-            {key: value for key, value in data.items() if value is not None},
-        )
+        run(make_processor(enable_mm_embeds=True), IMAGE, given)
 
 
 def test_embeddings_without_dictionary(make_processor: MakeProcessor) -> None:
