@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, ValidationError, model_validator
 
+from vllm_glm41v_npu.serving.chat_request import prepare
 from vllm_glm41v_npu.serving.field_errors import sentences
 
 
@@ -81,3 +82,11 @@ def test_broken_json() -> None:
     found = client.post("/", content=b'{"size": ', headers=headers).text
     assert found == "The body is no JSON: Expecting value at character 9."
     assert sentences(["Unsupported Media Type"]) == "Unsupported Media Type."
+
+
+@pytest.mark.parametrize("name", ["bad_words", "stop"])
+def test_words_are_few(name: str) -> None:
+    """Guards the event loop, on which vLLM tokenizes 10,000 words in 11 s."""
+    prepare("/v1/completions", {name: ["a"] * 256})
+    with pytest.raises(ValueError, match=f"^{name} has 10,000 words; expected at most 256"):
+        prepare("/v1/completions", {name: ["a"] * 10_000})
