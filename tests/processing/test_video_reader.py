@@ -163,3 +163,15 @@ def test_large_frames_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
             kinds.append(str(reader._stream.thread_type))
     assert kinds[0] != kinds[1]
     assert "SLICE" in kinds[1] and "FRAME" not in kinds[1]
+
+
+def test_decoders_do_not_log() -> None:
+    """A decoder's thread that logs, as torchvision 0.25 lets it, waits for ever for one that closes
+    the decoder with Python's lock in hand."""
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        EncodedVideo(Clip(8, 4).encode()).process(SETTINGS, GEOMETRY)
+        assert av.logging.get_level() is None
+    finally:
+        av.logging.set_level(before)

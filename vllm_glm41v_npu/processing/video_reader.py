@@ -282,4 +282,7 @@ def _pyav() -> Any:
         raise ValueError(
             "Videos are decoded by PyAV, which is not installed here: pip install av."
         ) from error
+    # Left on, as torchvision leaves it, a decoder's thread that logs waits for Python's lock, and
+    # whoever closes the decoder holds that and waits for the thread: for ever.
+    av.logging.set_level(None)
     return av
