@@ -58,7 +58,7 @@ def streamed(server: httpx.Client, **fields: Any) -> dict[str, Any]:
 def whole(server: httpx.Client, **fields: Any) -> dict[str, Any]:
     """The same of a whole answer."""
     message = chat(server, **fields).json()["choices"][0]["message"]
-    arguments = "".join(call["function"]["arguments"] for call in message["tool_calls"])
+    arguments = "".join(call["function"]["arguments"] for call in message.get("tool_calls") or ())
     found = {name: message[name] or None for name in ("reasoning", "content")}
     return found | {"arguments": arguments}
 
