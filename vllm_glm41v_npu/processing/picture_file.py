@@ -38,7 +38,7 @@ MAX_SCANS = 100
 
 _ICON, _MAX_ICON = b"\0\0\1\0", 2048 * 2048
 _SCAN = b"\xff\xda"
-_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # fill bytes before it are looked at once
 
 
 def plan_picture(
