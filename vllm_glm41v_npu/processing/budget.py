@@ -86,7 +86,7 @@ class Budget:
             share.has_ended = True
             self._shares.pop(share, None)
             for lease in list(share.leases):
-                if lease.wanted:
+                if lease in self._waiting:  # a download waits for 0 bytes, to begin
                     self._waiting.remove(lease)
                     lease.answer(RequestEnded())
                 if not lease.is_running:
