@@ -137,7 +137,10 @@ def _hidden_sizes(picture: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[i
     elif picture.format == "TIFF":
         tags = picture.tag_v2  # type: ignore[attr-defined]
         if 322 in tags and 323 in tags:  # TileWidth, TileLength
-            yield tags[322], tags[323]
+            tile = tags[322], tags[323]
+            if not all(isinstance(side, int) for side in tile):
+                raise HeaderRefused("the size of its tiles is no whole number")
+            yield tile
 
 
 def _check_icon(data: bytes) -> None:
