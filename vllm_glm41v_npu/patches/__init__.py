@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upstream gets wrong, set right: one file a patch.
+"""Patches of upstream: one file each.
 
 Each file says what is wrong, in which release it was seen, and when the patch can go; its `apply()`
 is called once in every process of vLLM, before the model is loaded. A patch owns a test that fails

@@ -54,7 +54,7 @@ def _guessing_within_thinking(scheduler: Any) -> type:
 
 
 def _thinking(manager: Any, request: Any, guesses: list[int]) -> list[int]:
-    """Those of the guesses that come before the end of the request's thinking."""
+    """The guesses that come before the end of the request's thinking."""
     parser = manager._get_reasoner(request)
     if parser is None or manager.enable_in_reasoning:
         return guesses

@@ -60,7 +60,7 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
         return limits if self.video_settings.refusal is None else limits | {"video": 0}
 
     def validate_num_items(self, modality: str, num_items: int) -> None:
-        """As vLLM's; videos of a checkpoint with another video processor are refused by its name.
+        """Check as vLLM does, and refuse videos of a checkpoint with another video processor.
 
         Raises:
             ValueError: There are more than the server takes, or there is any such video.

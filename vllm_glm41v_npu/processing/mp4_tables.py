@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 MAX_SAMPLES = 5_000_000
-"""Of all tracks together; 10 hours of a film with sound have 3.5 million."""
+"""The most samples of all tracks; 10 hours of a film with sound have 3.5 million."""
 _MAX_TABLES = 64 << 20  # bytes beside pictures and sound
 _MAX_BOXES = 1_000_000  # in a row; a live recording has two for each of its fragments
 _MAX_FRAGMENTS = 500_000

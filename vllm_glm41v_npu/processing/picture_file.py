@@ -34,7 +34,7 @@ _DECODERS = {"WEBP": 16, "AVIF": 20, "HEIF": 20, "JPEG2000": 28, "TIFF": 4, "PNG
 """Bytes of a pixel that decoders take beside the picture that they write; measured, rounded up."""
 
 MAX_SCANS = 100
-"""Of a progressive JPEG. Encoders write about ten; each costs as much as decoding the picture."""
+"""The most scans of a JPEG. Encoders write about ten; each costs as much as the picture."""
 
 _ICON, _MAX_ICON = b"\0\0\1\0", 2048 * 2048
 _SCAN = b"\xff\xda"
@@ -116,7 +116,7 @@ def _open(data: bytes, name: str) -> tuple[ImageFile.ImageFile, list[tuple[int, 
 
 
 def _bytes_per_pixel(picture: ImageFile.ImageFile) -> int:
-    """Those that are held at once while it is decoded, turned and converted."""
+    """The bytes that are held at once while it is decoded, turned and converted."""
     depth = _DEPTHS.get(picture.mode, _HELD)
     decoder = _DECODERS.get(str(picture.format), 0)
     if "progressive" in picture.info:

@@ -19,9 +19,9 @@ TEXT_BYTES = 32 << 20
 """Room beside a medium, for the text of a request."""
 
 MAX_VALUES = 1 << 18
-"""Of JSON in a body: more than the tokens of the longest prompt, sent one by one."""
+"""The most values of a JSON body: more than the tokens of the longest prompt, one by one."""
 MAX_OBJECTS = 1 << 14
-"""Of JSON in a body: vLLM reports every wrong one, 15 errors each, before it answers others."""
+"""The most objects of a JSON body: vLLM reports each wrong one, 15 errors each, before all else."""
 OBJECTS = (b'{"', b"{}", b"{ ", b"{\n", b"{\r", b"{\t")
 """How an object begins; in a text, a quote is escaped."""
 

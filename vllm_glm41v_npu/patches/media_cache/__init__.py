@@ -154,7 +154,7 @@ def _serves_this_model(client: Any) -> bool:
 
 
 def _forgetting_failed(known: Any) -> Any:
-    """What an engine in this process refused, vLLM would wait for in every later call."""
+    """Forget a request that an engine in this process refused; vLLM would wait for it for ever."""
 
     def add_request(engine: Any, request_id: str, *arguments: Any, **options: Any) -> str:
         try:
