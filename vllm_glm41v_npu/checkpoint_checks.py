@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a checkpoint's files, found without a weight being read; torch-free.
+"""Faults of a checkpoint's files, found without a weight being read; torch-free.
 
 The same checks refuse it when vLLM starts (`check_files`) and are told by `glm41v doctor`.
 What is wrong with config.json itself, `config.normalise` says, to both likewise.

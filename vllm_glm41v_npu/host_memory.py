@@ -36,13 +36,13 @@ VERSIONS = {
 
 @dataclass(frozen=True)
 class Memory:
-    """In bytes."""
+    """Amounts of memory, in bytes."""
 
     total: int
     available: int
 
     def within(self, other: Memory) -> Memory:
-        """What both allow."""
+        """The memory that both allow."""
         return Memory(min(self.total, other.total), min(self.available, other.available))
 
 
@@ -72,7 +72,7 @@ def _amounts(path: Path) -> dict[str, int]:
 
 
 def _limits(root: Path) -> Iterator[Memory]:
-    """Of the control groups that this process is in, those that have a limit."""
+    """The limits of this process's control groups, of those that have one."""
     for version, folder in _groups(root):
         group = VERSIONS[version]
         limit = _number(folder / group.limit)
@@ -123,7 +123,7 @@ def _statistic(path: Path, key: str) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """What the file holds, unless it is no number ("max") or there is none."""
+    """The number in a file; None where it is no number ("max") or there is no file."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

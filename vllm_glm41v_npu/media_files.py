@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from vllm_glm41v_npu.processing.containers import format_of
+
 PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp"),
     *(".tif", ".tiff", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".ico", ".heic", ".heif"),
@@ -28,20 +30,16 @@ _STILL_PREFIXES = (
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 """Kinds of pictures in the same boxes as MP4."""
 
-_MOVING_PREFIXES = (
-    *(b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"FLV\x01", b"OggS"),  # WebM, WMV, FLV, OGV
-    *(b"\0\0\1\xba", b"\0\0\1\xb3"),  # MPEG
-)
-_MOVING_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
-_TS_PACKETS = ((0, 188), (4, 192))
-"""MPEG-TS: where the first packet begins, and how far apart they are."""
 _HEAD = 4 + 192 + 1
+"""Bytes up to the second packet of MPEG-TS, whose beginnings tell it."""
 
 
 def is_medium(path: Path) -> bool:
     """Whether it is a picture or a video, by its name."""
     suffix = path.suffix.lower()
-    return suffix in PICTURES + VIDEOS and (suffix not in _PROGRAMS or _is_moving(_head(path)))
+    return suffix in PICTURES + VIDEOS and (
+        suffix not in _PROGRAMS or format_of(_head(path)) is not None
+    )
 
 
 def is_video(path: Path) -> bool:
@@ -55,28 +53,19 @@ def kind_of(path: Path) -> str | None:
     None where neither does. What cannot be read is told by its name.
     """
     head = _head(path)
-    if _is_moving(head):
+    if _is_still(head):
+        return "image"
+    if format_of(head):
         return "video"
-    if _is_still(head) or path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in PICTURES:
         return "image"
     return "video" if is_video(path) else None
 
 
 def _is_still(head: bytes) -> bool:
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return webp or _has_still_brand(head) or head.startswith(_STILL_PREFIXES)
-
-
-def _is_moving(head: bytes) -> bool:
-    if head.startswith(_MOVING_PREFIXES) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
-        return True
-    if head[4:8] in _MOVING_BOXES:
-        return not _has_still_brand(head)
-    return any(head[at::step][:2] == b"GG" for at, step in _TS_PACKETS)
-
-
-def _has_still_brand(head: bytes) -> bool:
-    return head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS
+    in_boxes = head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS
+    return webp or in_boxes or head.startswith(_STILL_PREFIXES)
 
 
 def _head(path: Path) -> bytes:

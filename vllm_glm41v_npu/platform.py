@@ -83,7 +83,7 @@ def starts_on_cpu(environ: Mapping[str, str]) -> bool:
 
 
 def _version(distribution: str) -> str:
-    """Of an installed distribution; empty where it is not installed."""
+    """The version of a distribution; empty where it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

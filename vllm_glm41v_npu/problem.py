@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a checkpoint, in one place for whoever starts it and for `glm41v doctor`."""
+"""Problems of a checkpoint, in one form for whoever starts it and for `glm41v doctor`."""
 
 from __future__ import annotations
 

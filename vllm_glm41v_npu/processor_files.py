@@ -14,7 +14,7 @@ from vllm_glm41v_npu.problem import Problem
 
 Json = Mapping[str, Any]
 Read = Callable[[str], Json | None]
-"""From the name of a checkpoint's file to the object in it, None where there is none."""
+"""A function from the name of a checkpoint's file to the object in it, or None."""
 
 ALL = "processor_config.json"
 """Where transformers 5 saves the settings of all processors; it goes first."""

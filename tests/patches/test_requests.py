@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import json
 from types import SimpleNamespace
@@ -88,7 +89,9 @@ def test_chat_parts() -> None:
     assert not {"image", "video"} & MM_PARSER_MAP.keys()
     with pytest.raises(ValueError, match="valid dictionary"):
         MM_PARSER_MAP["image_url"]({"type": "image_url", "image_url": "https://a/b.png"})
-    parse = chat_parts._in_form(lambda messages: messages)
+    in_form = chat_parts._in_form(lambda messages, model_config: messages)
+    config = SimpleNamespace(hf_config=SimpleNamespace(model_type="glm4v"))
+    parse = functools.partial(in_form, model_config=config)
     given: list[Any] = [
         {"role": "user", "content": [{"type": "image", "image": "https://a/b.png"}]}
     ]

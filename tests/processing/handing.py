@@ -38,6 +38,7 @@ class Ends(InprocClient):
         )
         parallel = ParallelConfig(_api_process_count=servers, _api_process_rank=0)
         settings: Any = SimpleNamespace(model_config=config, parallel_config=parallel)
+        self.vllm_config = settings
         self.front: Any = MULTIMODAL_REGISTRY.processor_cache_from_config(settings)
         self.engine: Any = MULTIMODAL_REGISTRY.engine_receiver_cache_from_config(settings)
         self.engine_core: Any = self

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,6 +23,18 @@ from vllm_glm41v_npu.processing.budget import (
     process_budget,
 )
 from vllm_glm41v_npu.processing.downloads import claim, download
+
+
+@contextmanager
+def _another(budget: Budget) -> Iterator[Share]:
+    """A request beside the one that is open here, within which `request` would be the same."""
+    context = contextvars.Context()
+    request = context.run(budget.request)
+    share = context.run(request.__enter__)
+    try:
+        yield share
+    finally:
+        context.run(request.__exit__, None, None, None)
 
 
 async def tick() -> None:
@@ -171,6 +186,29 @@ def test_a_refusal_ends_the_others_of_its_request() -> None:
             await share.take(11)
         with pytest.raises(RequestEnded):
             await others[0]
+
+    asyncio.run(work())
+
+
+def test_a_request_ends_while_a_download_waits_to_begin() -> None:
+    """One that is left waiting makes all later requests of the process fail."""
+
+    async def work() -> None:
+        budget = Budget(20, 10)
+        with budget.request() as oldest:
+            await oldest.take(1)
+            with _another(budget) as second:
+                await second.take(9)
+                await oldest.take(9)
+                with _another(budget) as third:
+                    begins = asyncio.create_task(third.take(0))
+                    await tick()
+                    assert not begins.done()
+                with pytest.raises(RequestEnded):
+                    await asyncio.wait_for(begins, 1)
+        with _another(budget) as last:
+            await asyncio.wait_for(last.take(10), 1)
+        assert budget.used == 0
 
     asyncio.run(work())
 

@@ -20,6 +20,7 @@ from tests.processing.oracle import random_picture
 from vllm_glm41v_npu.patches import media_names
 
 URL = "data:image/png;base64,AAAA"
+OURS = SimpleNamespace(model_type="glm4v")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def hashes(processor: Any, pictures: list[Any], names: list[str | None], **optio
     data = {"image": pictures}
     items = processor.info.parse_mm_data(data)
     caches = SimpleNamespace(
-        model_config=SimpleNamespace(multimodal_config=None),
+        model_config=SimpleNamespace(multimodal_config=None, hf_config=OURS),
         _validate_mm_uuids=lambda *_: None,
     )
     marked = BaseRenderer._process_mm_uuids(caches, data, items, {"image": names}, "0")
@@ -80,7 +81,7 @@ def test_vllm_still_takes_a_name_for_the_content(processor: Any) -> None:
 class Parser:
     """vLLM's parser of a message's parts: keeps the pictures and their names."""
 
-    model_config = SimpleNamespace(enable_prompt_embeds=False)
+    model_config = SimpleNamespace(enable_prompt_embeds=False, hf_config=OURS)
 
     def __init__(self) -> None:
         self.given: list[tuple[Any, Any]] = []
@@ -147,7 +148,7 @@ def processed(item: Any, *, trusts_clients: bool) -> MultiModalFeatureSpec:
         lambda processor: SimpleNamespace(mm_features=[feature]),
     )
     settings = SimpleNamespace(enable_mm_embeds=trusts_clients)
-    config = SimpleNamespace(multimodal_config=settings)
+    config = SimpleNamespace(multimodal_config=settings, hf_config=OURS)
     return check(SimpleNamespace(model_config=config)).mm_features[0]
 
 

@@ -209,9 +209,12 @@ def test_an_empty_url(monkeypatch: pytest.MonkeyPatch) -> None:
         unpatched(None, items, items, {"image": [None, None], "video": [None]})
     monkeypatch.setattr(BaseRenderer, "_validate_mm_uuids", unpatched)
     empty_media.apply()
+    ours: Any = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(model_type="glm4v"))
+    )
     patched = BaseRenderer._validate_mm_uuids
     with pytest.raises(VLLMValidationError, match="Picture 2 of 2 is empty: its URL .*image_url"):
-        patched(None, items, items, {})
+        patched(ours, items, items, {})
     with pytest.raises(VLLMValidationError, match="Video 1 of 1 is empty: its URL .*video_url"):
-        patched(None, items, items, {"image": [None, "known"]})
-    patched(None, items, items, {"image": [None, "known"], "video": ["known"]})
+        patched(ours, items, items, {"image": [None, "known"]})
+    patched(ours, items, items, {"image": [None, "known"], "video": ["known"]})

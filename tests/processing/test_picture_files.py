@@ -107,6 +107,15 @@ def test_a_png_with_a_chunk_without_a_name() -> None:
         plan_picture(data).decode()
 
 
+@pytest.mark.parametrize("kind", [1, 2, 11], ids=["bytes", "text", "float"])
+def test_a_tiff_whose_tiles_have_no_size(kind: int) -> None:
+    """A TypeError, 500 on the server; Pillow does not look at tiles where there are strips."""
+    strips = (273, 4, 1, 8), (278, 4, 1, 64), (279, 4, 1, 64)
+    data = tiff(64, 64, *strips, (322, kind, 1, 0x616263), (323, kind, 1, 0x616263))
+    with pytest.raises(ValueError, match="because the size of its tiles is no whole number. Send"):
+        plan_picture(data)
+
+
 def test_no_memory_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Says so, and not that the file is damaged."""
     plan = plan_picture(encoded("PNG"))

@@ -203,7 +203,7 @@ def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="was not decoded: it was not ready within 1 s"):
         process(Clip(8, 12, size=SMALL).encode())
     monkeypatch.setenv(decode_time.SECONDS_VARIABLE, "long")
-    with pytest.raises(ValueError, match="SECONDS is 'long'; expected whole seconds"):
+    with pytest.raises(ValueError, match="SECONDS is 'long'; expected seconds, a whole number"):
         process(Clip(8, 12, size=SMALL).encode())
 
 

@@ -287,5 +287,5 @@ def test_the_largest_medium_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max_body_bytes() == 7 * MIB
     for wrong in ("0", "-1", "many", "1.5", "²"):
         monkeypatch.setenv(MAX_BODY_VARIABLE, wrong)
-        with pytest.raises(ValueError, match="expected the largest body of a request in MiB"):
+        with pytest.raises(ValueError, match="expected MiB, a whole number above 0"):
             Guard(Inner())

@@ -19,6 +19,8 @@ from starlette.routing import Route
 from vllm.entrypoints.openai import api_server
 from vllm_glm41v_npu.patches import drained_shutdown
 
+ours = SimpleNamespace(hf_config=SimpleNamespace(model_type="glm4v"))
+
 async def serve(timeout):
     order, told = [], []
 
@@ -43,7 +45,7 @@ async def serve(timeout):
     app = Starlette(routes=[Route("/", slow)])
     app.state.engine_client = SimpleNamespace(
         shutdown=shutdown, errored=False, is_running=True,
-        vllm_config=SimpleNamespace(shutdown_timeout=timeout))
+        vllm_config=SimpleNamespace(shutdown_timeout=timeout, model_config=ours))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -91,22 +90,9 @@ def _open(path: Path) -> Image | Video:
 
 
 def _picture(data: bytes, path: Path) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    from vllm_glm41v_npu.processing.image import open_picture
+    from vllm_glm41v_npu.processing.picture_file import plan_picture
 
     try:
-        with Image.open(BytesIO(data)) as picture:
-            opened: Any = open_picture(picture, str(path))
-            return opened
-    except UnidentifiedImageError:
-        fail(
-            f"{path} is not a picture that Pillow can read, and no video, by its content and name; "
-            "expected a PNG, a JPEG, an MP4 or the like."
-        )
-    except Image.DecompressionBombError as error:
-        fail(f"{path} is too large: {error} Give a smaller picture.")
+        return plan_picture(data, str(path)).decode()
     except ValueError as error:
         fail(str(error))
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        fail(f"{path} cannot be decoded ({type(error).__name__}: {error}); it is damaged.")

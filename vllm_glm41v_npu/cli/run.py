@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class TooLongAction(str, Enum):
-    """What a prompt does that is too long."""
+    """The ways to deal with a prompt that is too long."""
 
     refuse = "refuse"
     skip = "skip"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands settle before vLLM starts: a server's port, and the memory of a CPU's host."""
+"""Checks of commands before vLLM starts: a server's port, and the memory of a CPU's host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PortTaken(ValueError):
 
 
 def vllm_options(settings: Settings) -> dict[str, str]:
-    """Those of WORDS and MEMORY that vLLM will see, by their names; of two, the last counts."""
+    """Options of WORDS and MEMORY that vLLM will see, by their names; of two, the last counts."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in (*WORDS, *MEMORY):
         parser.add_argument(name, nargs="?", default=None, const="")

@@ -40,7 +40,7 @@ SETTINGS = (*_RANGES, "stop")
 
 
 def check_sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that are set: not None.
+    """The settings that are set: not None.
 
     Raises:
         ValueError: One has a wrong type or is out of its range.

@@ -42,7 +42,7 @@ class Task:
     place: str = field(default="", compare=False)
 
     def conversation(self) -> list[Any]:
-        """For vLLM's chat; the files are read now.
+        """The messages for vLLM's chat; the files are read now.
 
         Raises:
             TaskError: One is no picture and no video, or cannot be read.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request to the page has to be: its own page's, and of a bearable size.
+"""Checks of requests to the page: they are its own page's, and of a bearable size.
 
 The page has no password on this machine, so another web page in the same browser must not use it.
 The browser says which page asks (`Origin`), and by which name it came (`Host`): a name of somebody
@@ -64,7 +64,7 @@ class OwnPageOnly:
             await PlainTextResponse(wrong, 403)(scope, receive, send)
 
     def _wrong(self, headers: Headers) -> str | None:
-        """What is wrong with a request's names, in a sentence."""
+        """The fault of a request's names, in a sentence."""
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         host = hosts[0] if len(hosts) == 1 else ""
         if not self._names.allow(_name(f"//{host}")):

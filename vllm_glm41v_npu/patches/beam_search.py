@@ -8,7 +8,10 @@ outside the likeliest also shifts every beam behind it to another. Can go when b
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+
+from vllm_glm41v_npu.patches import is_ours
 
 
 def apply() -> None:
@@ -16,15 +19,19 @@ def apply() -> None:
     from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
     from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 
-    def online(self: Any, *arguments: Any, **options: Any) -> Any:
-        from vllm_glm41v_npu.decoding.beam_search import search_online
+    from vllm_glm41v_npu.decoding.beam_search import search_offline, search_online
 
-        return search_online(self, *arguments, **options)
+    for owner, ours in (
+        (BeamSearchOnlineMixin, search_online),
+        (BeamSearchOfflineMixin, search_offline),
+    ):
+        owner.beam_search = _searching(ours, owner.beam_search)
 
-    def offline(self: Any, *arguments: Any, **options: Any) -> Any:
-        from vllm_glm41v_npu.decoding.beam_search import search_offline
 
-        return search_offline(self, *arguments, **options)
+def _searching(ours: Any, known: Any) -> Any:
+    @functools.wraps(known)
+    def beam_search(self: Any, *arguments: Any, **options: Any) -> Any:
+        search = ours if is_ours(self.model_config) else known
+        return search(self, *arguments, **options)
 
-    BeamSearchOnlineMixin.beam_search = online
-    BeamSearchOfflineMixin.beam_search = offline
+    return beam_search

@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from vllm_glm41v_npu.patches import is_ours
+
 
 def apply() -> None:
     """Put the parts of each message into vLLM's form before it parses them."""
@@ -22,9 +24,14 @@ def apply() -> None:
 
 def _in_form(parse: Any) -> Any:
     @functools.wraps(parse)
-    def parse_chat_messages(messages: Any, *arguments: Any, **options: Any) -> Any:
-        own = [_message(f"messages[{number}]", each) for number, each in enumerate(messages)]
-        return parse(own, *arguments, **options)
+    def parse_chat_messages(
+        messages: Any, model_config: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        if is_ours(model_config):
+            messages = [
+                _message(f"messages[{number}]", each) for number, each in enumerate(messages)
+            ]
+        return parse(messages, model_config, *arguments, **options)
 
     return parse_chat_messages
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from vllm_glm41v_npu.patches import is_ours
+
 
 def apply() -> None:
     """Render the chats of every route, and offline, with the thinking closed if it has to be."""
@@ -30,6 +32,8 @@ def _closing(render: Any) -> Any:
             wanted_thinking,
         )
 
+        if not is_ours(model_config):  # whose template has switches of its own
+            return render(model_config, tokenizer, conversation, **options)
         wanted = wanted_thinking(options)
         if wanted is not None:
             options[ENABLE_THINKING] = wanted

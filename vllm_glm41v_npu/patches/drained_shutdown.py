@@ -15,26 +15,32 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_SERVER = "vllm.entrypoints.openai.api_server"
+from vllm_glm41v_npu.patches import is_ours
+
+_SERVERS = ("vllm.entrypoints.openai.api_server", "__main__")
+"""Modules that may call vLLM's HTTP server: of `vllm serve`, and of `python -m` with the first."""
 _PAUSE = 0.05
 """Seconds between two looks at the requests that are left."""
 
 
 def apply() -> None:
     """Wait for them before the engine is stopped; in processes without a server do nothing."""
-    server: Any = sys.modules.get(_SERVER)
-    if server is None or hasattr(server.serve_http, "__wrapped__"):
+    launcher: Any = sys.modules.get("vllm.entrypoints.launcher")
+    if launcher is None:
         return
-    serve_http = server.serve_http
+    serve_http = launcher.serve_http
 
     @functools.wraps(serve_http)
     async def serve(app: Any, *arguments: Any, **options: Any) -> Any:
         client = app.state.engine_client
-        if client is not None:
+        if client is not None and is_ours(client.vllm_config.model_config):
             client.shutdown = _after_requests(app, client.shutdown)
         return await serve_http(app, *arguments, **options)
 
-    server.serve_http = serve
+    for name in _SERVERS:
+        server: Any = sys.modules.get(name)
+        if getattr(server, "serve_http", None) is serve_http:
+            server.serve_http = serve
 
 
 def _after_requests(app: Any, shutdown: Callable[..., None]) -> Callable[..., None]:

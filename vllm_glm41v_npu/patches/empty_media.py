@@ -11,15 +11,18 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from vllm_glm41v_npu.patches import is_ours
+
 
 def apply() -> None:
+    """Look at each medium of a chat, before vLLM does."""
     from vllm.renderers.base import BaseRenderer
 
     validate = BaseRenderer._validate_mm_uuids
 
     @functools.wraps(validate)
     def validate_media(self: Any, data: Any, items: Any, uuids: Any) -> None:
-        for modality, given in items.items():
+        for modality, given in items.items() if is_ours(self.model_config) else ():
             names = uuids.get(modality) or [None] * len(given)
             for number, (item, name) in enumerate(zip(given, names, strict=False), start=1):
                 if item is None and name is None:

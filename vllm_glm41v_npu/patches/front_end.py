@@ -12,7 +12,15 @@ import sys
 from importlib import import_module
 from typing import Any
 
-OFFLINE_TOO = ("beam_search", "chat_parts", "closed_thinking", "embedding_files")
+OFFLINE_TOO = (
+    "beam_search",
+    "chat_parts",
+    "closed_thinking",
+    "embedding_files",
+    "empty_media",
+    "media_names",
+    "media_request",
+)
 SERVING = ("answer_parser", "anthropic_errors", "refused_requests")
 _SERVES = "vllm.entrypoints.serve.render.serving"
 """The module that every server of vLLM's has loaded, and nothing else."""
@@ -22,13 +30,13 @@ def apply() -> None:
     """Wait for the first renderer of this model."""
     from vllm.renderers.registry import RendererRegistry
 
-    from vllm_glm41v_npu.plugin import MODEL_TYPE
+    from vllm_glm41v_npu.patches import is_ours
 
     load = RendererRegistry.load_renderer
 
     @functools.wraps(load)
     def load_renderer(self: Any, mode: str, config: Any, *arguments: Any, **options: Any) -> Any:
-        if config.model_config.hf_config.model_type == MODEL_TYPE:
+        if is_ours(config.model_config):
             apply_to_requests(serves=_SERVES in sys.modules)
         return load(self, mode, config, *arguments, **options)
 

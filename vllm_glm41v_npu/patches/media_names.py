@@ -21,6 +21,8 @@ from typing import Any
 from cachetools import LRUCache
 from vllm.exceptions import VLLMValidationError
 
+from vllm_glm41v_npu.patches import is_ours
+
 MEDIA = (
     "image_url",
     "image_pil",
@@ -63,10 +65,11 @@ def _wrap(owner: Any, name: str, wrapper: Any) -> None:
 
 
 def _without_names(known: Any) -> Any:
-    def _parse_chat_message_content_part(part: Any, *arguments: Any, **options: Any) -> Any:
-        if isinstance(part, Mapping) and part.get("uuid") is not None:
+    def _parse_chat_message_content_part(part: Any, parser: Any, **options: Any) -> Any:
+        is_named = isinstance(part, Mapping) and part.get("uuid") is not None
+        if is_named and is_ours(parser.model_config):
             part = _part_without_name(part)
-        return known(part, *arguments, **options)
+        return known(part, parser, **options)
 
     return _parse_chat_message_content_part
 
@@ -91,6 +94,8 @@ def _part_without_name(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _marking_names(known: Any) -> Any:
     def _process_mm_uuids(renderer: Any, data: Any, items: Any, names: Any, request: str) -> Any:
+        if not is_ours(renderer.model_config):
+            return known(renderer, data, items, names, request)
         marked = {
             modality: [None if name is None else _Name(name) for name in group]
             for modality, group in names.items()
@@ -158,6 +163,8 @@ def _marking_processed(known: Any) -> Any:
 def _checking_processed(known: Any) -> Any:
     def process_inputs(processor: Any, *arguments: Any, **options: Any) -> Any:
         request = known(processor, *arguments, **options)
+        if not is_ours(processor.model_config):
+            return request
         settings = processor.model_config.multimodal_config
         for feature in request.mm_features or []:
             _check_processed(feature, settings.enable_mm_embeds)

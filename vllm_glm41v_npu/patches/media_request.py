@@ -14,6 +14,7 @@ from typing import Any
 
 
 def apply() -> None:
+    """Open a request of the budget around each chat that is rendered."""
     from vllm.renderers.base import BaseRenderer
 
     from vllm_glm41v_npu.processing.budget import process_budget

@@ -11,9 +11,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from vllm_glm41v_npu.patches import is_ours
+
 
 def apply() -> None:
-    """Cut the guesses in every scheduler that vLLM makes."""
+    """Cut the guesses in every scheduler that vLLM makes for this model."""
     from vllm.config import SchedulerConfig
 
     known = SchedulerConfig.get_scheduler_cls
@@ -39,6 +41,8 @@ def _guessing_within_thinking(scheduler: Any) -> type:
             super().update_draft_token_ids_in_output(drafts, scheduled)
 
         def _cut(self, drafts: Any) -> None:
+            if not is_ours(self.vllm_config.model_config):
+                return
             for number, name in enumerate(drafts.req_ids):
                 request = self.requests.get(name)
                 if request is not None and request.use_structured_output:
@@ -50,7 +54,7 @@ def _guessing_within_thinking(scheduler: Any) -> type:
 
 
 def _thinking(manager: Any, request: Any, guesses: list[int]) -> list[int]:
-    """Those of the guesses that come before the end of the request's thinking."""
+    """The guesses that come before the end of the request's thinking."""
     parser = manager._get_reasoner(request)
     if parser is None or manager.enable_in_reasoning:
         return guesses

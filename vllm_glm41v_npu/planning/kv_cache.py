@@ -29,9 +29,9 @@ MIB = 1 << 20
 PROCESSES = 2 << 30
 """Bytes for the server's processes beside weights and cache."""
 LARGE_PICTURES = 0.1
-"""Of the weights' bytes, what the vision tower takes for the largest pictures."""
+"""The part of the weights' bytes that the vision tower takes for the largest pictures."""
 SHARE = 0.75
-"""Of what is left, the most that the cache takes; the rest stays for other programs."""
+"""The largest part of what is left that the cache takes; the rest stays for other programs."""
 LEAST = 1 << 30
 """Bytes that the cache takes where they are there, as it also keeps prompts for later requests."""
 BLOCK = 128
@@ -50,7 +50,7 @@ class KVCache(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a model takes, in bytes, and the longest request, in tokens."""
+    """The needs of a model, in bytes, and its longest request, in tokens."""
 
     weights: int
     token: int
@@ -115,7 +115,7 @@ def choose_kv_cache(
 
 
 def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path) -> Needs | None:
-    """What a model takes; None where its config.json is none of GLM-4.1V's."""
+    """The needs of a model; None where its config.json is none of GLM-4.1V's."""
     backend = cpu_backend(root / "proc/cpuinfo")
     try:
         folder = _folder(model)

@@ -10,9 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .jpeg2000 import HeaderRefused
+
+MAX_STEPS = 300_000
+"""Numbers and units that are read, some tenths of a second; an animation of 10,000 frames has a
+quarter of them."""
 _SEQUENCE_HEADER = 1
 _LOCATIONS = re.compile(rb"iloc|stco|co64")
 _MAX_PLACES = 10_000
+_SIZE_BITS = 56  # of a unit's size, which has at most 8 bytes
 
 
 def av1_sizes(data: bytes) -> Iterator[tuple[int, int]]:
@@ -20,15 +26,29 @@ def av1_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
     Raises:
         IndexError: the data ends within a header.
+        HeaderRefused: there is more to read than in any picture.
     """
-    for place in sorted({place for place in _places(data) if place < len(data)}):
-        yield from _sizes_at(data, place)
+    steps = _Steps()
+    for place in sorted({place for place in _places(data, steps) if place < len(data)}):
+        yield from _sizes_at(data, place, steps)
 
 
-def _places(data: bytes) -> Iterator[int]:
+class _Steps:
+    """Counts what is read of one file, which may name the same places again and again."""
+
+    def __init__(self) -> None:
+        self.left = MAX_STEPS
+
+    def take(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise HeaderRefused("its boxes list more parts than a picture has")
+
+
+def _places(data: bytes, steps: _Steps) -> Iterator[int]:
     """Where items (`iloc`) and the chunks of tracks (`stco`, `co64`) lie."""
     for found in _LOCATIONS.finditer(data):
-        reader = _Bits(data, found.end())
+        reader = _Bits(data, found.end(), steps)
         if found[0] == b"iloc":
             yield from _items(reader, data)
         else:
@@ -55,11 +75,12 @@ def _items(reader: _Bits, data: bytes) -> Iterator[int]:
             reader.read(length_size)
 
 
-def _sizes_at(data: bytes, place: int) -> Iterator[tuple[int, int]]:
-    """Of the sequence headers among the units (OBUs) at ``place``."""
+def _sizes_at(data: bytes, place: int, steps: _Steps) -> Iterator[tuple[int, int]]:
+    """The sizes in the sequence headers among the units (OBUs) at ``place``."""
     for _ in range(_MAX_PLACES):
         if place >= len(data) or data[place] & 0x81:
             return  # no unit
+        steps.take()
         kind, has_extension, has_size = data[place] >> 3, data[place] & 4, data[place] & 2
         place += 2 if has_extension else 1
         size, shift = (0, 0) if has_size else (len(data) - place, 0)
@@ -68,26 +89,28 @@ def _sizes_at(data: bytes, place: int) -> Iterator[tuple[int, int]]:
             place += 1
             size |= (byte & 127) << shift
             shift += 7
-            if byte < 128:
+            if byte < 128 or shift >= _SIZE_BITS:
                 break
         if kind == _SEQUENCE_HEADER:
-            yield _frame_size(_Bits(data, place))
+            yield _frame_size(_Bits(data, place, steps))
         place += size
 
 
 class _Bits:
     """Reads whole numbers of so many bits, the highest first."""
 
-    def __init__(self, data: bytes, place: int) -> None:
-        self.data = data
+    def __init__(self, data: bytes, place: int, steps: _Steps) -> None:
+        self.data, self.steps = data, steps
         self.place = place * 8
 
     def read(self, count: int) -> int:
-        value = 0
-        for _ in range(count):
-            value = value << 1 | self.data[self.place >> 3] >> (7 - self.place % 8) & 1
-            self.place += 1
-        return value
+        self.steps.take()
+        start, self.place = self.place, self.place + count
+        end = -(-self.place // 8)
+        if end > len(self.data):
+            raise IndexError("the data ends within a header")
+        value = int.from_bytes(self.data[start // 8 : end], "big") >> (8 * end - self.place)
+        return value & ((1 << count) - 1)
 
 
 def _frame_size(bits: _Bits) -> tuple[int, int]:

@@ -86,7 +86,7 @@ class Budget:
             share.has_ended = True
             self._shares.pop(share, None)
             for lease in list(share.leases):
-                if lease.wanted:
+                if lease in self._waiting:  # a download waits for 0 bytes, to begin
                     self._waiting.remove(lease)
                     lease.answer(RequestEnded())
                 if not lease.is_running:
@@ -94,7 +94,7 @@ class Budget:
             self._serve()
 
     def _give_back(self, lease: Lease) -> None:
-        """Under the lock."""
+        """Give back what a lease has. Under the lock."""
         if lease in lease.share.leases:
             lease.share.leases.remove(lease)
             self.used -= lease.size
@@ -123,7 +123,7 @@ class Budget:
         return self.used + more <= room
 
     def _refusal(self, lease: Lease, more: int) -> OverBudget | None:
-        """Unless it fits when all others of its request are decoded."""
+        """The error for a lease that will not fit when all others of its request are decoded."""
         others = sum(other.held for other in lease.share.leases if other is not lease)
         if others + lease.size + more <= self.per_request:
             return None

@@ -85,7 +85,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _range(mode: str, values: np.ndarray) -> tuple[float, float]:
-    """What becomes black and white; the second is greater."""
+    """The values that become black and white; the second is greater."""
     if mode.startswith("I;16"):
         return 0, 65535
     finite: Any = values if mode == "I" else values[np.isfinite(values)]

@@ -15,7 +15,7 @@ FORMATS = ("mov", "matroska", "avi", "asf", "flv", "ogg", "mpegts", "mpeg", "gif
 """The formats as FFmpeg names them."""
 
 WELL_MARKED = FORMATS[:6]
-"""Those whose first bytes FFmpeg itself takes for nothing else."""
+"""The formats whose first bytes FFmpeg itself takes for nothing else."""
 
 _PREFIXES = {
     b"\x1a\x45\xdf\xa3": "matroska",  # and WebM
@@ -62,7 +62,7 @@ def _is_transport_stream(data: bytes) -> bool:
 
 
 def _raw_format(data: bytes) -> str | None:
-    """Of a stream without a container, by the kind of its first unit."""
+    """The format of a stream without a container, by the kind of its first unit."""
     for start in (b"\x00\x00\x00\x01", b"\x00\x00\x01"):
         if data.startswith(start) and len(data) > len(start):
             kind = data[len(start)]

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from io import BytesIO
 from time import monotonic
 
 from .budget import RequestEnded, check_alive
+from .limits import positive
 
 SECONDS_VARIABLE, DEFAULT_SECONDS = "VLLM_GLM41V_NPU_MAX_VIDEO_SECONDS", 120
 
@@ -24,10 +24,7 @@ class DecodeTime:
     """
 
     def __init__(self) -> None:
-        value = os.environ.get(SECONDS_VARIABLE) or str(DEFAULT_SECONDS)
-        if not value.isdecimal() or int(value) == 0:
-            raise ValueError(f"{SECONDS_VARIABLE} is {value!r}; expected whole seconds above 0.")
-        self.most = int(value)
+        self.most = positive(SECONDS_VARIABLE, DEFAULT_SECONDS, "seconds")
         self._end = monotonic() + self.most
 
     def check(self) -> None:

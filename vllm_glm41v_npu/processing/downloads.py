@@ -25,7 +25,7 @@ class NoRoom(Exception):
 
 
 async def download(share: Share, fetch: Callable[[], Awaitable[bytes]]) -> tuple[bytes, Lease]:
-    """What ``fetch`` returns, which calls `claim` as its bytes come, and the memory that it takes.
+    """The bytes that ``fetch`` returns, which calls `claim` as they come, and their memory.
 
     Raises:
         OverBudget, RequestEnded: see `Share.take`; and whatever ``fetch`` raises.

@@ -170,7 +170,7 @@ def _check_host(url: URL, allowed_domains: Sequence[str]) -> bool:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Within `limit`, and within the memory that `budget.claim` grants."""
+    """Read a body within `limit`, and within the memory that `downloads.claim` grants."""
     file = BytesIO()
     claim(_checked(response.content_length or 0, limit), is_all=True)
     async for chunk in response.content.iter_chunked(_CHUNK):

@@ -20,6 +20,8 @@ from vllm.multimodal.processing import (
 
 from ..platform import current_backend
 from .budget import process_budget
+from .decode_time import DecodeTime
+from .fetching import MAX_MEGABYTES, max_bytes
 from .grid import PatchGeometry, largest_picture, largest_video, smart_resize
 from .media import Glm41vMediaConnector
 from .parser import Glm41vDataParser
@@ -43,7 +45,7 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
 
     def __init__(self, ctx: InputProcessingContext) -> None:
         super().__init__(ctx)
-        process_budget()  # so that a wrong limit is told when the server starts
+        _check_limits()
         # Videos fetched in this process are decoded with the settings of its server.
         Glm41vMediaConnector.prepare = self.preparation
         Glm41vMediaConnector.video_backend = self._video_backend()
@@ -58,7 +60,7 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
         return limits if self.video_settings.refusal is None else limits | {"video": 0}
 
     def validate_num_items(self, modality: str, num_items: int) -> None:
-        """As vLLM's; videos of a checkpoint with another video processor are refused by its name.
+        """Check as vLLM does, and refuse videos of a checkpoint with another video processor.
 
         Raises:
             ValueError: There are more than the server takes, or there is any such video.
@@ -203,6 +205,14 @@ class Glm41vDummyInputsBuilder(BaseDummyInputsBuilder[Glm41vProcessingInfo]):
             ),
             "video": [_blank_video(video_size, options) for _ in range(videos)],
         }
+
+
+def _check_limits() -> None:
+    """Raise ValueError about a wrong limit when the server starts, and not to its callers."""
+    process_budget()
+    DecodeTime()
+    for variable in MAX_MEGABYTES:
+        max_bytes(variable)
 
 
 def _blank_video(

@@ -50,7 +50,9 @@ def _start(data: bytes) -> int:
     if data.startswith(b"\xff\x4f"):
         return 0
     place = 0
-    while place + 16 <= len(data):
+    for _ in range(_MAX_SEGMENTS):
+        if place + 16 > len(data):
+            break
         length, kind, long_length = struct.unpack(">I4sQ", data[place : place + 16])
         if kind == b"jp2c":
             return place + (16 if length == 1 else 8)

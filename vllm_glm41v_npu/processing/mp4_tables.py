@@ -9,17 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 MAX_SAMPLES = 5_000_000
-"""Of all tracks together; 10 hours of a film with sound have 3.5 million."""
+"""The most samples of all tracks; 10 hours of a film with sound have 3.5 million."""
 _MAX_TABLES = 64 << 20  # bytes beside pictures and sound
+_MAX_BOXES = 1_000_000  # in a row; a live recording has two for each of its fragments
+_MAX_FRAGMENTS = 500_000
+_MAX_TRACKS = 200
+_PER_TRACK = (b"trak", b"stts", b"stsz", b"stz2", b"stsc", b"stco", b"co64")
 
 
 def claims_too_much(data: bytes) -> bool:
     """Whether FFmpeg would take memory out of proportion to open this file."""
-    parts = list(_outside_media(data))
-    if sum(end - start for start, end in parts) > _MAX_TABLES:
-        return True
+    parts, size = [], 0
+    for number, (start, end) in enumerate(_boxes(data)):
+        if number == _MAX_BOXES:
+            return True
+        if data[start + 4 : start + 8] != b"mdat":
+            parts.append((start, end))
+            size += end - start
+        if size > _MAX_TABLES:
+            return True
     tables = b"\0".join(data[start:end] for start, end in parts)
+    if tables.count(b"trun") > _MAX_FRAGMENTS:
+        return True
+    if any(tables.count(kind) > _MAX_TRACKS for kind in _PER_TRACK):
+        return True  # what is below would take long, too
     if b"cmov" in tables:  # a header that is compressed, which nobody has written for 20 years
         return True
     claimed = sum(_counts(tables, b"trun", 4))
@@ -32,16 +48,15 @@ def claims_too_much(data: bytes) -> bool:
     return claimed > MAX_SAMPLES
 
 
-def _outside_media(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the boxes of the file begin and end that hold no pictures and no sound."""
+def _boxes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the boxes of the file begin and end; those with pictures and sound are called mdat."""
     place = 0
     while place + 8 <= len(data):
-        size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        size = int.from_bytes(data[place : place + 4], "big")
         if size == 1:
             size = int.from_bytes(data[place + 8 : place + 16], "big")
-        end = place + size if size >= 8 else len(data)
-        if kind != b"mdat":
-            yield place, min(end, len(data))
+        end = min(place + size, len(data)) if size >= 8 else len(data)
+        yield place, end
         place = end
 
 
@@ -70,8 +85,10 @@ def _largest_chunk(track: bytes) -> int:
     place = track.find(b"stsc")
     while place >= 0:
         entries = int.from_bytes(track[place + 8 : place + 12], "big")
-        first = place + 12
-        for entry in range(first, min(first + 12 * entries, len(track)), 12):
-            largest = max(largest, int.from_bytes(track[entry + 4 : entry + 8], "big"))
+        # first chunk, samples of each from there, and their kind: 4 bytes each
+        whole = min(entries, (len(track) - place - 12) // 12)
+        if whole > 0:
+            table = np.frombuffer(track, ">u4", 3 * whole, place + 12)
+            largest = max(largest, int(table[1::3].max()))
         place = track.find(b"stsc", place + 4)
     return largest

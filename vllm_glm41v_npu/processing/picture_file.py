@@ -34,11 +34,11 @@ _DECODERS = {"WEBP": 16, "AVIF": 20, "HEIF": 20, "JPEG2000": 28, "TIFF": 4, "PNG
 """Bytes of a pixel that decoders take beside the picture that they write; measured, rounded up."""
 
 MAX_SCANS = 100
-"""Of a progressive JPEG. Encoders write about ten; each costs as much as decoding the picture."""
+"""The most scans of a JPEG. Encoders write about ten; each costs as much as the picture."""
 
 _ICON, _MAX_ICON = b"\0\0\1\0", 2048 * 2048
 _SCAN = b"\xff\xda"
-_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # fill bytes before it are looked at once
 
 
 def plan_picture(
@@ -116,7 +116,7 @@ def _open(data: bytes, name: str) -> tuple[ImageFile.ImageFile, list[tuple[int, 
 
 
 def _bytes_per_pixel(picture: ImageFile.ImageFile) -> int:
-    """Those that are held at once while it is decoded, turned and converted."""
+    """The bytes that are held at once while it is decoded, turned and converted."""
     depth = _DEPTHS.get(picture.mode, _HELD)
     decoder = _DECODERS.get(str(picture.format), 0)
     if "progressive" in picture.info:
@@ -137,7 +137,10 @@ def _hidden_sizes(picture: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[i
     elif picture.format == "TIFF":
         tags = picture.tag_v2  # type: ignore[attr-defined]
         if 322 in tags and 323 in tags:  # TileWidth, TileLength
-            yield tags[322], tags[323]
+            tile = tags[322], tags[323]
+            if not all(isinstance(side, int) for side in tile):
+                raise HeaderRefused("the size of its tiles is no whole number")
+            yield tile
 
 
 def _check_icon(data: bytes) -> None:

@@ -16,7 +16,7 @@ from .settings import SAMPLING_KEYS
 
 MEDIA_TYPE = "video/jpeg"
 MAX_PIXELS = 500_000_000
-"""Of all frames together: 1.5 GB."""
+"""The most pixels of all frames together: 1.5 GB."""
 _HELD = 4  # bytes of a pixel in a picture's plan
 _METADATA_KEYS = ("total_num_frames", "fps", "duration", "frames_indices", "do_sample_frames")
 _DEFAULT_METADATA = {"fps": 1, "do_sample_frames": False}  # vLLM's

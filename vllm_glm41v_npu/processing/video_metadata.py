@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of frames in memory: how long their clip is, and where in it each frame is."""
+"""Metadata of frames in memory: how long their clip is, and where in it each frame is."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ _SAME_TIME = 1e-6  # seconds
 
 
 class DecodeError(ValueError):
-    """What is wrong with a file, as the end of a sentence in brackets."""
+    """The fault of a file, as the end of a sentence in brackets."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before anything is decoded.
+    """The facts that a file tells before anything is decoded.
 
     codec: FFmpeg's name of the coding.
     width, height: pixels of a frame as it is stored.
@@ -186,7 +186,7 @@ class VideoReader:
         return bisect_left(times.seconds, second - _SAME_TIME)
 
     def _packets(self) -> Iterator[Any]:
-        """Until the file ends, or is too damaged to go on."""
+        """The packets until the file ends, or is too damaged to go on."""
         error_kind = _pyav().error.FFmpegError
         packets = self._container.demux(self._stream)
         while True:

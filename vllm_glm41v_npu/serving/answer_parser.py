@@ -107,7 +107,7 @@ class Glm41vParser(DelegatingParser):
         *,
         finished: bool,
     ) -> DeltaMessage | None:
-        """What a piece of the answer settles, or None; `finished` with the last piece."""
+        """The message that a piece of the answer settles; `finished` with the last piece."""
         if not self._prompt_seen and prompt_token_ids is not None:
             self._prompt_seen = True
             self.is_reasoning_end(prompt_token_ids)  # where the stream begins
@@ -169,7 +169,7 @@ class Glm41vParser(DelegatingParser):
     def _tools_delta(
         self, content: str, token_ids: list[int], request: Request, finished: bool
     ) -> DeltaMessage | None:
-        """What vLLM's parser of tools makes of it."""
+        """The message that vLLM's parser of tools makes of it."""
         state = self._stream_state
         text, ids = state.previous_text + content, state.previous_token_ids + token_ids
         message, state.function_name_returned = self._extract_tool_calls_streaming(

@@ -10,6 +10,8 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from vllm_glm41v_npu.processing.limits import mebibytes
+
 MAX_BODY_VARIABLE = "VLLM_GLM41V_NPU_MAX_BODY_MB"
 """The environment variable for the largest body, in MiB."""
 
@@ -17,12 +19,11 @@ TEXT_BYTES = 32 << 20
 """Room beside a medium, for the text of a request."""
 
 MAX_VALUES = 1 << 18
-"""Of JSON in a body: more than the tokens of the longest prompt, sent one by one."""
+"""The most values of a JSON body: more than the tokens of the longest prompt, one by one."""
 MAX_OBJECTS = 1 << 14
-"""Of JSON in a body: vLLM reports every wrong one, 15 errors each, before it answers others."""
+"""The most objects of a JSON body: vLLM reports each wrong one, 15 errors each, before all else."""
 OBJECTS = (b'{"', b"{}", b"{ ", b"{\n", b"{\r", b"{\t")
 """How an object begins; in a text, a quote is escaped."""
-
 
 DRAINED = 2 << 30
 """Bytes of a refused body that are read and dropped, before the refusal is sent."""
@@ -45,19 +46,11 @@ def max_body_bytes() -> int:
     Raises:
         ValueError: The variable is no number of 1 or more.
     """
-    found = os.environ.get(MAX_BODY_VARIABLE)
-    if not found:
-        from vllm_glm41v_npu.processing.fetching import max_bytes
+    if os.environ.get(MAX_BODY_VARIABLE):
+        return mebibytes(MAX_BODY_VARIABLE, 1)
+    from vllm_glm41v_npu.processing.fetching import MAX_MEGABYTES, max_bytes
 
-        kinds = ("IMAGE", "VIDEO")
-        largest = max(max_bytes(f"VLLM_GLM41V_NPU_MAX_{kind}_MB") for kind in kinds)
-        return largest * 4 // 3 + TEXT_BYTES
-    if not found.isascii() or not found.isdecimal() or int(found) == 0:
-        raise ValueError(
-            f"{MAX_BODY_VARIABLE}={found}; expected the largest body of a request in MiB, 1 or "
-            "more."
-        )
-    return int(found) << 20
+    return max(map(max_bytes, MAX_MEGABYTES)) * 4 // 3 + TEXT_BYTES
 
 
 async def drain(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:

@@ -56,7 +56,7 @@ def refuse(sentence: str) -> VLLMValidationError:
 
 
 def for_chat(path: str, part: Any, role: str = "user") -> Part:
-    """For /v1/chat/completions, /tokenize and all that render a chat.
+    """A part in the form of /v1/chat/completions, /tokenize and all that render a chat.
 
     Raises VLLMValidationError about a part that holds nothing that the model could be shown.
     """
@@ -77,7 +77,7 @@ def for_chat(path: str, part: Any, role: str = "user") -> Part:
 
 
 def for_responses(path: str, part: Any, role: str = "user") -> Part:
-    """For /v1/responses, which takes no videos."""
+    """A part in the form of /v1/responses, which takes no videos."""
     texts = "output_text" if role == "assistant" else "input_text"
     if isinstance(part, str):
         return {"type": texts, "text": part}
@@ -91,7 +91,7 @@ def for_responses(path: str, part: Any, role: str = "user") -> Part:
 
 
 def for_messages(path: str, part: Any, role: str = "user") -> Part:
-    """For Anthropic's /v1/messages, which takes no videos."""
+    """A part in the form of Anthropic's /v1/messages, which takes no videos."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = _kind(path, part)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pydantic found wrong with a body, in sentences."""
+"""Errors that pydantic found in a body, as sentences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST = 3
 
 
 def sentences(errors: Sequence[Any], body: Any = None) -> str:
-    """What is wrong with the fields of `body`, each once, without its whole value.
+    """Sentences about the wrong fields of `body`, each once, without its whole value.
 
     Without a `body` the locations are taken as they are.
     """

@@ -26,7 +26,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN_PATH = "/health"
-"""For load balancers, which have no key; it says nothing but whether the engine lives."""
+"""The path for load balancers, which have no key; it only says whether the engine lives."""
 
 logger = logging.getLogger(f"vllm.{__name__}")
 

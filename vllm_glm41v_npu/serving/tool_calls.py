@@ -61,7 +61,7 @@ class CallReader:
         return pieces
 
     def _arguments(self) -> str:
-        """What is held up to the end of this call's arguments."""
+        """The text that is held, up to the end of this call's arguments."""
         length = 0
         for length, character in enumerate(self._held, 1):  # noqa: B007
             self._step(character)

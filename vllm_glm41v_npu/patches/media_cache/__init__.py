@@ -20,7 +20,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from contextlib import nullcontext
 from typing import Any
+
+from vllm_glm41v_npu.patches import is_ours
 
 KEPT_BY_ENGINE = ("lru", "shm")
 MISSING = "missing media:"
@@ -29,14 +32,23 @@ MISSING = "missing media:"
 
 def apply() -> None:
     """Put the caches into the places where vLLM asks for its own."""
-    from vllm.multimodal.processing import BaseMultiModalProcessor
     from vllm.multimodal.registry import MultiModalRegistry
 
-    MultiModalRegistry.processor_cache_from_config = _processor_cache
-    MultiModalRegistry.processor_only_cache_from_config = _local_cache
-    MultiModalRegistry.engine_receiver_cache_from_config = _engine_cache
-    MultiModalRegistry.worker_receiver_cache_from_config = _worker_cache
-    _replace(BaseMultiModalProcessor, "_cached_apply_hf_processor", _keeping_promises)
+    for name, ours in (
+        ("processor_cache_from_config", _processor_cache),
+        ("processor_only_cache_from_config", _local_cache),
+        ("engine_receiver_cache_from_config", _engine_cache),
+        ("worker_receiver_cache_from_config", _worker_cache),
+    ):
+        _replace(MultiModalRegistry, name, functools.partial(_for_this_model, ours))
+
+
+def _for_this_model(ours: Any, known: Any) -> Any:
+    def cache_from_config(registry: Any, vllm_config: Any, *arguments: Any) -> Any:
+        make = ours if is_ours(vllm_config.model_config) else known
+        return make(registry, vllm_config, *arguments)
+
+    return cache_from_config
 
 
 def _processor_cache(registry: Any, vllm_config: Any) -> Any:
@@ -44,6 +56,7 @@ def _processor_cache(registry: Any, vllm_config: Any) -> Any:
         return _local_cache(registry, vllm_config)
     from .sender import SenderCache
 
+    _keep_promises()
     _hand_over_in_clients()
     return SenderCache(_capacity(vllm_config))
 
@@ -53,6 +66,7 @@ def _local_cache(registry: Any, vllm_config: Any) -> Any:
 
     if registry._get_cache_type(vllm_config) is None:
         return None
+    _keep_promises()
     return LocalCache(_capacity(vllm_config))
 
 
@@ -79,6 +93,13 @@ def _replace(owner: type, name: str, wrapper: Any) -> None:
     known = vars(owner)[name]
     if not hasattr(known, "__wrapped__"):
         setattr(owner, name, functools.wraps(known)(wrapper(known)))
+
+
+@functools.cache
+def _keep_promises() -> None:
+    from vllm.multimodal.processing import BaseMultiModalProcessor
+
+    _replace(BaseMultiModalProcessor, "_cached_apply_hf_processor", _keeping_promises)
 
 
 def _keeping_promises(known: Any) -> Any:
@@ -110,7 +131,7 @@ def _handing_over(known: Any) -> Any:
     from .sender import handing_over
 
     def add_request(client: Any, request: Any) -> None:
-        with handing_over(request):
+        with handing_over(request) if _serves_this_model(client) else nullcontext():
             known(client, request)
 
     return add_request
@@ -120,14 +141,20 @@ def _handing_over_async(known: Any) -> Any:
     from .sender import handing_over
 
     async def add_request_async(client: Any, request: Any) -> None:
-        with handing_over(request):
+        with handing_over(request) if _serves_this_model(client) else nullcontext():
             await known(client, request)
 
     return add_request_async
 
 
+def _serves_this_model(client: Any) -> bool:
+    """Whether the engine behind `client`, in this process or another, is of GLM-4.1V."""
+    owner = client if hasattr(client, "vllm_config") else client.engine_core
+    return is_ours(owner.vllm_config.model_config)
+
+
 def _forgetting_failed(known: Any) -> Any:
-    """What an engine in this process refused, vLLM would wait for in every later call."""
+    """Forget a request that an engine in this process refused; vLLM would wait for it for ever."""
 
     def add_request(engine: Any, request_id: str, *arguments: Any, **options: Any) -> str:
         try:

@@ -22,7 +22,7 @@ NOT_KEPT = 0
 
 
 class Orders(NamedTuple):
-    """What the engine does with one medium, before the model sees it.
+    """The orders about one medium, carried out before the model sees it.
 
     number: under which the medium is kept from now on, or was before if it comes without tensors.
     dropped: the numbers of other media that are no longer needed.
