@@ -18,6 +18,7 @@ EVERYWHERE = (
     "empty_media",
     "engine_watch",
     "front_end",
+    "grammar_backends",
     "long_texts",
     "media_cache",
     "media_names",
