@@ -10,7 +10,8 @@ import textwrap
 import pytest
 
 from tests.processing.loading import load, png
-from vllm_glm41v_npu.processing.fetching import MediaRefused, decode_base64
+from vllm_glm41v_npu.processing.fetching import MediaRefused, decode_base64, fetch
+from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
 
 DATA = bytes(range(256)) * 5
 PLAIN = base64.b64encode(DATA).decode()
@@ -72,3 +73,19 @@ def test_a_picture(form: str) -> None:
     }[form]
     assert load("data:image/png;base64," + text).size == (8, 8)
     assert load("data: image/png ; base64, " + text).size == (8, 8)
+
+
+def test_ways_to_write_a_data_url() -> None:
+    """Guards spaces around a URL and capital letters: told that they are no URL, or no base64."""
+    data = png()
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    connector = Glm41vMediaConnector()
+    for form in (url, f" {url}\n", url.replace("data", "DATA"), url.replace("base64", "BASE64")):
+        assert connector.fetch_image(form).size == (8, 8)
+
+
+def test_a_url_without_a_host() -> None:
+    """Guards a refusal that expects what was given: http."""
+    for url in ("http:///a.png", "https://"):
+        with pytest.raises(MediaRefused, match="names no host"):
+            fetch(url, (), 1 << 20, 1)

@@ -14,7 +14,14 @@ from typing import Any
 
 from vllm_glm41v_npu.platform import Backend
 
-EVERYWHERE = ("drained_shutdown", "engine_watch", "front_end", "media_cache", "thinking_drafts")
+EVERYWHERE = (
+    "drained_shutdown",
+    "engine_watch",
+    "front_end",
+    "grammar_backends",
+    "media_cache",
+    "thinking_drafts",
+)
 ON_CPU = ("pinned_memory", "sampler_argument")
 
 

@@ -18,6 +18,7 @@ OFFLINE_TOO = (
     "closed_thinking",
     "embedding_files",
     "empty_media",
+    "long_texts",
     "media_names",
     "media_request",
 )

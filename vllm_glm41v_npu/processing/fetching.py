@@ -151,11 +151,13 @@ def _parsed(url: str) -> URL:
 
 def _check_host(url: URL, allowed_domains: Sequence[str]) -> bool:
     """Whether the operator names this host, so that its address is not looked at."""
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https"):
         raise MediaRefused(
             f"A URL of the kind {url.scheme or 'without a scheme'!r} was given; expected http, "
             "https, data or file."
         )
+    if not url.host:
+        raise MediaRefused("A URL names no host; expected https://HOST/PATH.")
     if allowed_domains:
         if url.host not in allowed_domains:
             raise MediaRefused(
@@ -249,7 +251,7 @@ def split_data_url(url: str, limit: int) -> tuple[str, str]:
     """
     head, comma, data = url[len("data:") :].partition(",")
     media_type, *parameters = (part.strip() for part in head.split(";"))
-    if not comma or parameters[-1:] != ["base64"]:
+    if not comma or [part.lower() for part in parameters[-1:]] != ["base64"]:
         raise MediaRefused(
             "A data URL is not in base64; expected data:image/png;base64, or "
             "data:video/mp4;base64, and then the file."

@@ -63,6 +63,7 @@ class Glm41vMediaConnector(MediaConnector):
         self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
     ) -> Any:
         """Load it without a budget: whoever calls this has nobody else to wait for."""
+        url = _stripped(url)
         if not _is_remote(url):
             return self._plan_here(url, media_io).decode()
         data = self._get_cached_bytes(url)
@@ -75,6 +76,7 @@ class Glm41vMediaConnector(MediaConnector):
         self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
     ) -> Any:
         """Load it within the budget of its request, waiting while the process has none left."""
+        url = _stripped(url)
         with process_budget().request() as share:
             if _is_remote(url):
                 fetched = partial(self._fetch, url, media_io, fetch_timeout)
@@ -187,10 +189,15 @@ async def _in_thread(work: Callable[..., Any], *args: Any) -> Any:
     return await asyncio.get_running_loop().run_in_executor(global_thread_pool, work, *args)
 
 
-def _is_remote(url: str) -> bool:
-    """Whether a URL is to be fetched; `fetch` refuses what is of no kind known here."""
+def _stripped(url: str) -> str:
+    """A URL without the spaces around it, as browsers take it."""
     if not isinstance(url, str):  # vLLM does not look at parts that have no "type"
         raise MediaRefused(f"A URL is {url!r:.80}; expected a string.")
+    return url.strip()
+
+
+def _is_remote(url: str) -> bool:
+    """Whether a URL is to be fetched; `fetch` refuses what is of no kind known here."""
     return not _is_data(url) and url[:5].lower() != "file:"
 
 

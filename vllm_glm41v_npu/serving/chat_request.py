@@ -16,8 +16,11 @@ from .thinking_switch import ENABLE_THINKING, THINKING, of_thinking, wanted_thin
 
 KWARGS = "chat_template_kwargs"
 MESSAGES, RESPONSES, BATCH = "/v1/messages", "/v1/responses", "/v1/chat/completions/batch"
-COMPLETIONS = "/v1/completions"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EXAMPLE = '{"role": "user", "content": "..."}'
+
+ITEMS = ("function_call", "function_call_output", "reasoning")
+"""Items of /v1/responses that are no messages, and that vLLM 0.23.0 makes messages of."""
 
 OBJECTS = (
     "response_format",
@@ -35,6 +38,9 @@ INTEGERS = ("top_logprobs", "prompt_logprobs")
 BUDGET = "thinking_token_budget"
 """A number that the engine takes in 32 bits, and vLLM 0.23.0 does not hold to that."""
 
+TO_THE_ENGINE = ("stop_token_ids", "vllm_xargs", "kv_transfer_params", "ec_transfer_params")
+"""Fields that go to the engine as they are: numbers of over 64 bits are 500 in vLLM 0.23.0."""
+
 WORDS, MOST_WORDS = ("bad_words", "stop"), 256
 """Lists whose words vLLM 0.23.0 tokenizes, or looks for, on the event loop: 10,000 take 11 s."""
 
@@ -49,6 +55,7 @@ def prepare(path: str, body: Any) -> None:
     _check(body, OBJECTS, "an object", lambda value: isinstance(value, dict))
     _check(body, INTEGERS, "a whole number", lambda value: type(value) is int)
     _check(body, (BUDGET,), "a whole number from 0 to 2147483647, or -1", _is_count)
+    _check_numbers(body)
     _check_words(body)
     if path == COMPLETIONS:
         _prepare_completion(body)
@@ -58,6 +65,10 @@ def prepare(path: str, body: Any) -> None:
         _check_messages(name, messages)
         for number, message in enumerate(messages):
             _put_into_form(f"{name}[{number}]", message, form)
+            if path == RESPONSES:
+                _join_answer(message)
+    if path == CHAT and "messages" in body:
+        _check_echo(body)
     if "messages" in body or "input" in body:
         _switch_thinking(path, body)
 
@@ -80,6 +91,18 @@ def _prepare_completion(body: dict[str, Any]) -> None:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and -1 <= value < 2**31
+
+
+def _check_numbers(body: Mapping[str, Any]) -> None:
+    for name in TO_THE_ENGINE:
+        values = [body.get(name)]
+        for value in values:  # which grows by what is in it
+            if isinstance(value, dict):
+                values.extend(value.values())
+            elif isinstance(value, list):
+                values.extend(value)
+            elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise refuse(f"{name} has {shown(value)}; expected numbers of at most 64 bits.")
 
 
 def _check_words(body: Mapping[str, Any]) -> None:
@@ -133,7 +156,8 @@ def _check_message(name: str, message: Any) -> None:
     if not isinstance(message, dict):
         raise refuse(f"{name} is {shown(message)}; expected an object like {EXAMPLE}.")
     if message.get("type", "message") != "message":
-        return  # of /v1/responses: what a tool was asked and said, and the like
+        _check_item(name, message)
+        return
     role = message.get("role")
     if not isinstance(role, str) or not role:
         found = f"has the role {shown(role)}" if "role" in message else "has no role"
@@ -145,6 +169,44 @@ def _check_message(name: str, message: Any) -> None:
         found = f"{name}.content is {shown(content)}"
         found = found if "content" in message else f"{name} has no content"
         raise refuse(f"{found}; expected text, or a list of texts, pictures and videos.")
+
+
+def _check_item(name: str, item: Mapping[str, Any]) -> None:
+    """Check an item of /v1/responses: what a tool was asked and said, and the like."""
+    if not item.get("role") and item["type"] not in ITEMS:
+        raise refuse(
+            f"{name} is of type {shown(item['type'])}; expected a message like {EXAMPLE}, or one "
+            f"of {', '.join(ITEMS)}."
+        )
+
+
+def _check_echo(body: Mapping[str, Any]) -> None:
+    """Refuse to repeat what is not text, which is 500 in vLLM 0.23.0; in a stream, any parts."""
+    if not body.get("echo") or body.get("add_generation_prompt") is not False:
+        return
+    content = body["messages"][-1].get("content")
+    if isinstance(content, list) and (
+        body.get("stream") or any("text" not in part for part in content)
+    ):
+        raise refuse(
+            "echo repeats the last message as text, and that is a list of parts; expected one "
+            "text. Send it so, or without echo, or let the model answer (add_generation_prompt)."
+        )
+
+
+def _join_answer(message: dict[str, Any]) -> None:
+    """Make an earlier answer in /v1/responses one text: vLLM 0.23.0 takes its first part alone.
+
+    No part, or a refusal, is 500 there.
+    """
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, list):
+        return
+    texts = [part.get("text", part.get("refusal")) for part in content]
+    is_one = len(content) == 1 and "text" in content[0]
+    if not is_one and all(isinstance(text, str) for text in texts):
+        one = {"type": "output_text", "text": "".join(texts), "annotations": []}
+        message["content"] = [one]
 
 
 def _put_into_form(name: str, message: dict[str, Any], form: Form) -> None:
