@@ -233,6 +233,7 @@ def test_no_object(body: Any) -> None:
         ({"thinking": {"type": "disabled"}}, False),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
         ({"thinking": None}, None),
+        ({"enable_thinking": False}, False),
         ({"reasoning_effort": "none"}, False),
         ({"reasoning_effort": "low"}, None),
         ({"reasoning": {"effort": "none"}}, False),

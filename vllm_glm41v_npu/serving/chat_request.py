@@ -220,8 +220,12 @@ def _put_into_form(name: str, message: dict[str, Any], form: Form) -> None:
 
 def _switch_thinking(path: str, body: dict[str, Any]) -> None:
     """Put every way to switch the thinking off, or on, into `chat_template_kwargs`."""
-    _check(body, (INCLUDE_REASONING,), "true or false", lambda value: isinstance(value, bool))
+    switches = (INCLUDE_REASONING, ENABLE_THINKING)
+    _check(body, switches, "true or false", lambda value: isinstance(value, bool))
     given = dict(body.get(KWARGS) or {})
+    at_top = body.pop(ENABLE_THINKING, None)  # as DashScope's clients and SiliconFlow's send it
+    if at_top is not None:
+        given.setdefault(ENABLE_THINKING, at_top)
     wanted = wanted_thinking(given)
     in_body = of_thinking(body.pop(THINKING, None))
     effort = body.get("reasoning_effort") or (body.get("reasoning") or {}).get("effort")
