@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, UnidentifiedImageError
 
-from vllm_glm41v_npu.page.conversation import ERROR, NOTE, MediaError, last_media, request
+from vllm_glm41v_npu.page.conversation import (
+    ERROR,
+    NOTE,
+    MediaError,
+    last_media,
+    open_picture,
+    request,
+)
 from vllm_glm41v_npu.page.reply import Reply
 from vllm_glm41v_npu.serving.grounding import Box
 
@@ -134,3 +142,12 @@ def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         file.truncate((512 << 20) + 1)  # sparse; it is not read
     with pytest.raises(MediaError, match="has 1 files of 512.0 MiB together"):
         request([], [str(large)], "", "")
+
+
+def test_an_upload_of_another_kind_is_not_opened(tmp_path: Path) -> None:
+    """Guards against EPS under the name of a PNG, for which Pillow runs Ghostscript."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with pytest.raises(UnidentifiedImageError):
+        open_picture(str(path))
+    assert open_picture(PICTURE) is not None

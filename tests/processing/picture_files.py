@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.processing.oracle import random_picture
 from vllm_glm41v_npu.processing import picture_file
-from vllm_glm41v_npu.processing.picture_file import FORMATS
+from vllm_glm41v_npu.processing.picture_formats import FORMATS
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in FORMATS},

@@ -9,6 +9,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from io import BytesIO
 
 import numpy as np
@@ -28,9 +29,9 @@ from tests.processing.picture_files import (
     scans,
     tiff,
 )
-from vllm_glm41v_npu.processing import picture_file
 from vllm_glm41v_npu.processing.budget import Budget, RequestEnded
 from vllm_glm41v_npu.processing.picture_file import plan_picture
+from vllm_glm41v_npu.processing.picture_formats import formats
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,9 +60,9 @@ def test_what_is_not_opened(file_format: str) -> None:
         plan_picture(buffer.getvalue())
 
 
-def test_heic_where_a_decoder_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_where_a_decoder_is_installed() -> None:
     """It is opened if pillow-heif is there, and named in the refusal only then."""
-    assert ("HEIF" in picture_file.formats()) == (picture_file.find_spec("pillow_heif") is not None)
+    assert ("HEIF" in formats()) == (find_spec("pillow_heif") is not None)
 
 
 def flipped(rng: random.Random, data: bytes) -> bytes:

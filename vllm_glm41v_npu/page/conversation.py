@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from vllm_glm41v_npu.media_files import data_url
+from vllm_glm41v_npu.processing.picture_formats import formats
 
 NOTE, ERROR = "note", "error"
 """Metadata ids: what the page remarks about an answer, and why there is none."""
@@ -65,7 +66,7 @@ def last_media(history: Sequence[Message], files: Sequence[str]) -> list[str]:
 
 def open_picture(path: str) -> Image.Image | None:
     """The picture in a file; None where it is a video."""
-    return Image.open(path) if _kind(path).startswith("image/") else None
+    return Image.open(path, formats=formats()) if _kind(path).startswith("image/") else None
 
 
 def _check_amount(files: Sequence[str]) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from functools import cache
-from importlib.util import find_spec
 from io import BytesIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -21,12 +19,7 @@ from .budget import Plan, RequestEnded, check_alive
 from .colours import RGB, WHITE, Colour, is_deep, to_rgb
 from .image import UPRIGHT, check_pixels, orientation, undecodable, upright
 from .jpeg2000 import HeaderRefused, codestream_size
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO")
-"""Pillow's names. JPEG includes MPO, PNG includes APNG; HEIF comes where pillow-heif is installed.
-
-Of several pictures in a file the first is opened.
-"""
+from .picture_formats import formats
 
 _HELD = 4  # bytes of a pixel in Pillow's RGB, as in most of its modes
 _DEPTHS = {"1": 1, "L": 1, "P": 1}
@@ -68,17 +61,6 @@ def plan_picture(
             raise undecodable(name, error) from error
 
     return Plan(pixels * _bytes_per_pixel(picture), pixels * _HELD, decode)
-
-
-@cache
-def formats() -> tuple[str, ...]:
-    """`FORMATS`, and HEIF where a decoder is installed."""
-    if find_spec("pillow_heif") is None:
-        return FORMATS
-    import pillow_heif  # type: ignore[import-not-found]
-
-    pillow_heif.register_heif_opener(thumbnails=False)
-    return (*FORMATS, "HEIF")
 
 
 class _Watched(BytesIO):
