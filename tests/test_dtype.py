@@ -89,6 +89,7 @@ def test_vllm_that_decides_elsewhere_is_said(choose_dtype, monkeypatch, caplog):
 
     monkeypatch.delattr(model_config, "_get_and_verify_dtype")
     monkeypatch.setattr(dtype.logger, "parent", logging.getLogger())
+    caplog.set_level(logging.INFO, dtype.logger.name)  # whatever it was when first asked
     dtype.choose_dtype.__wrapped__(AVX2, plugin.MODEL_TYPE)
     assert "name --dtype float32" in caplog.text
 

