@@ -126,7 +126,7 @@ async def soak(
 
 
 def verdict(memory: Memory, clients: Clients, most: float) -> list[str]:
-    """What is wrong, in a sentence each; nothing where all is well."""
+    """Return a sentence for each fault; nothing where all is well."""
     end = max(points[-1][0] for points in memory.values())
     grown = settled(memory)
     ended = [name for name in grown if memory[name][-1][0] < 0.9 * end]
@@ -160,7 +160,7 @@ def rows(memory: Memory) -> list[Row]:
 
 
 def summary(memory: Memory, clients: Clients) -> list[Row]:
-    """What was asked, and where each process's memory stands and goes after settling."""
+    """Say what was asked, and where each process's memory stands and goes after settling."""
     lines = [_row("requests", kind, "", [number]) for kind, number in clients.done.items()]
     for name, grown in settled(memory).items():
         lines.append(_row("memory after settling", name, "MiB", [grown.level]))

@@ -19,7 +19,7 @@ PROMPT = {"type": "token", "prompt_token_ids": [1, 2], "prompt": "?"}
 
 
 def likely(**tokens: float) -> Any:
-    """What may come next, by probability, as vLLM says it: `t3=0.5` is token 3."""
+    """List what may come next, by probability, as vLLM says it: `t3=0.5` is token 3."""
     entries = {int(name[1:]): SimpleNamespace(logprob=math.log(p)) for name, p in tokens.items()}
     return SimpleNamespace(logprobs=[entries])
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.mindie import NUMBER, PICTURE, QUESTION, THINKING, WRITTEN, chat
-from tests.end_to_end.servers import data_uri
+from tests.end_to_end.servers import THINKING_OFF, data_uri
 from tests.lane import ON_CPU
 
 
@@ -63,14 +63,7 @@ def whole(server: httpx.Client, **fields: Any) -> dict[str, Any]:
     return found | {"arguments": arguments}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"chat_template_kwargs": {"enable_thinking": False}},
-        {"thinking": {"type": "disabled"}},
-        {"reasoning_effort": "none"},
-    ],
-)
+@pytest.mark.parametrize("fields", THINKING_OFF)
 def test_thinking_switched_off(server: httpx.Client, fields: dict[str, Any]) -> None:
     """Guards each way to switch it off, whole and streamed, on each route."""
     found = whole(server, **fields)

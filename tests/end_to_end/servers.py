@@ -31,6 +31,13 @@ NUMBER_SCHEMA = {
     "additionalProperties": False,
 }
 
+THINKING_OFF: list[dict[str, Any]] = [
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"thinking": {"type": "disabled"}},
+    {"reasoning_effort": "none"},
+]
+"""Fields of a request that switch its thinking off, each by itself."""
+
 START_SECONDS, STOP_SECONDS = 600, 60
 MAX_MODEL_LEN = 1024
 

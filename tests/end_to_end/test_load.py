@@ -83,7 +83,7 @@ def with_fresh_pictures(job: Job, number: int) -> Job:
 
 
 def unfinished_jobs(good: list[Job], rng: random.Random) -> list[Job]:
-    """Those whose pictures were in a request that ended early, and those that end themselves."""
+    """Find those with pictures of a request that ended early, and those that end themselves."""
     ways = list(UNFINISHED.values())
     pictured = [job for job in good if "image_url" in json.dumps(job.body)]
     found = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM's own routes refuse is 400 in one sentence, without a traceback; and all that can be
+"""Refusals of vLLM's own routes: 400 in one sentence, without a traceback; and all that can be
 understood is answered."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.bad_media import QUESTION
-from tests.end_to_end.servers import PICTURES, VIDEOS, data_uri, video_uri
+from tests.end_to_end.servers import PICTURES, THINKING_OFF, VIDEOS, data_uri, video_uri
 
 NUMBER = "6021"
 USER = {"role": "user", "content": "hi"}
@@ -170,14 +170,7 @@ def test_connections_stay_open(server: httpx.Client) -> None:
             assert good.status_code == 200
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"chat_template_kwargs": {"enable_thinking": False}},
-        {"thinking": {"type": "disabled"}},
-        {"reasoning_effort": "none"},
-    ],
-)
+@pytest.mark.parametrize("fields", THINKING_OFF)
 def test_thinking_switched_off(server: httpx.Client, fields: dict[str, Any]) -> None:
     """Guards servers without a reasoning parser: no thinking, and no tag that nothing opened."""
     messages = [{"role": "user", "content": [FORMS["plain"], {"type": "text", "text": QUESTION}]}]

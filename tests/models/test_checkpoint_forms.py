@@ -75,7 +75,7 @@ def parameters(network: nn.Module) -> Tensors:
 
 @torch.inference_mode()
 def outputs(network: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Tensors:
-    """What each linear layer of the decoder gives for the same random input."""
+    """Compute what each linear layer of the decoder gives for the same random input."""
     found = {}
     for name, layer in network.language_model.model.named_modules():
         if isinstance(layer, LinearBase):

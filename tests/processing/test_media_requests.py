@@ -99,7 +99,7 @@ def test_large_files_in_one_request(
     way: str,
     small_budget: Budget,
     tmp_path: Path,
-    port: int,  # noqa: F811
+    port: int,
 ) -> None:
     """30 URLs of 99 MiB are held together."""
     (tmp_path / "file").write_bytes(bytes(4 * MEBIBYTE))
