@@ -75,7 +75,7 @@ demo: env  ## ask the tiny model about a few pictures
 
 BENCH_RESULTS ?= benchmark-results
 run_benchmarks = status=0; $(VENV)/python -m benchmarks.run $(1) --output $(BENCH_RESULTS) \
-	|| status=$$?; $(VENV)/glm41v report $(BENCH_RESULTS) --output $(BENCH_RESULTS)/report.html \
+	|| status=$$?; $(VENV)/python -m benchmarks.report $(BENCH_RESULTS) --output $(BENCH_RESULTS)/report.html \
 	--markdown $(BENCH_RESULTS)/report.md || status=$$?; exit $$status
 
 bench: env  ## every benchmark beside its peers, and a report (an hour or two; BENCH_RESULTS=FOLDER)
@@ -89,7 +89,7 @@ soak: env  ## memory of a server under an hour of load, and a report (SOAK_SECON
 	@mkdir -p $(BENCH_RESULTS)/soak; rm -f $(BENCH_RESULTS)/soak/soak.json; status=0; \
 	$(VENV)/python -m benchmarks.soak --seconds $(SOAK_SECONDS) \
 		--json $(BENCH_RESULTS)/soak/soak.json || status=$$?; \
-	$(VENV)/glm41v report $(BENCH_RESULTS)/soak --output $(BENCH_RESULTS)/soak/report.html \
+	$(VENV)/python -m benchmarks.report $(BENCH_RESULTS)/soak --output $(BENCH_RESULTS)/soak/report.html \
 		--markdown $(BENCH_RESULTS)/soak/report.md || status=$$?; exit $$status
 
 lint: env  ## ruff and mypy
@@ -135,7 +135,7 @@ test-ascend: env-ascend  ## the end-to-end tests on an emulated Atlas A2 and 310
 
 test-in-tree: env-ascend  ## what vLLM's own class gets wrong on the emulated chips (due when a lock changes)
 	for chip in $(CHIPS); do NPU_EMULATOR_CHIP=$$chip IN_TREE=1 $(VENV_ASCEND)/python -m pytest \
-		-m ascend tests/ascend/test_breakages.py tests/ascend/test_quantised_breakages.py || exit 1; done
+		-m ascend tests/ascend/test_breakages.py tests/ascend/test_quantized_breakages.py || exit 1; done
 	$(VENV_ASCEND)/python -m tests.ascend.sides
 
 test-npu:  ## the end-to-end tests on a real NPU, and a report to send (PYTHON_NPU=python3)

@@ -10,7 +10,7 @@ about a picture. What is not in int8 (embedding, output projection, vision tower
 
 The floor of a token is the time in which its weights can be read at the bandwidth that a sum or a
 dot product over 512 MiB reaches in the same process; that of float is the same for weights that are
-not quantised. Memory is the process's peak: what it allocated, and with the pages of files.
+not quantized. Memory is the process's peak: what it allocated, and with the pages of files.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report.results import FLOOR, Row, compare
 from benchmarks.results import ROOT, add_json_option, machine, write
-from vllm_glm41v_npu.reporting.results import FLOOR, Row, compare
 
 TYPES = ("W8A8", "W8A8S", "W8A8SC")
 PICTURE = ROOT / "assets" / "pictures" / "photo.jpg"
@@ -38,8 +38,8 @@ def prepare(folder: Path, kind: str, layers: int) -> Path:
     """The checkpoint of this type, which is written if need be."""
     from benchmarks.full_size_checkpoint import write_checkpoint
     from vllm_glm41v_npu.cli.compress import run
-    from vllm_glm41v_npu.quant.portable import encode
-    from vllm_glm41v_npu.quant.record import PORTABLE
+    from vllm_glm41v_npu.quant.w8a8sc.portable import encode
+    from vllm_glm41v_npu.quant.w8a8sc.record import PORTABLE
 
     path = folder / f"{kind}-{layers}"
     if path.exists():

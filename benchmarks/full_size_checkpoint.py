@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint of the true shape of GLM-4.1V-9B, with random weights.
 
-A quantised one is in msModelSlim's format, and all linear layers of the decoder are in int8:
+A quantized one is in msModelSlim's format, and all linear layers of the decoder are in int8:
 down_proj too, so that the network fits a machine of 24 GiB. Weights are so small that activations
 keep their size from layer to layer; nothing it says makes sense.
 """
@@ -21,14 +21,14 @@ from transformers import AutoConfig
 from vllm.model_executor.models.utils import WeightsMapper
 
 from benchmarks.in_tree import write_layers
-from vllm_glm41v_npu.config import register_config
-from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+from vllm_glm41v_npu.checkpoint.config import register_config
+from vllm_glm41v_npu.checkpoint.description import FLOAT
+from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
 from vllm_glm41v_npu.models.weights import VLLM_TO_HF
-from vllm_glm41v_npu.quant.description import FLOAT
-from vllm_glm41v_npu.quant.quantiser.arithmetic import input_scale
-from vllm_glm41v_npu.quant.quantiser.plan import W8A8S, make_plan
-from vllm_glm41v_npu.quant.quantiser.scheme import Layer, Settings
-from vllm_glm41v_npu.quant.quantiser.writer import Writer, new_folder, write_config
+from vllm_glm41v_npu.quant.quantizer.arithmetic import input_scale
+from vllm_glm41v_npu.quant.quantizer.plan import W8A8S, make_plan
+from vllm_glm41v_npu.quant.quantizer.scheme import Layer, Settings
+from vllm_glm41v_npu.quant.quantizer.writer import Writer, new_folder, write_config
 
 LAYERS, VISION_LAYERS = 40, 24
 VOCABULARY = 151552
@@ -36,9 +36,9 @@ SMALL_VOCABULARY = 8192
 MID_LAYERS = 2
 ONE_FILE = "model.safetensors"
 INPUTS = 6.0
-"""What the input of a layer, which is normed, is quantised up to."""
+"""What the input of a layer, which is normed, is quantized up to."""
 
-ALSO_QUANTISED = ("*.layers.*.mlp.down_proj",)
+ALSO_QUANTIZED = ("*.layers.*.mlp.down_proj",)
 POOL, PIECE = 1 << 25, 1 << 22
 
 
@@ -112,7 +112,7 @@ def dtype_of(kind: str) -> torch.dtype:
 def tensors(config: Any, kind: str) -> Iterator[tuple[str, Tensor, str]]:
     """Name on disk, value and type of everything that a checkpoint of this config holds."""
     to_disk = WeightsMapper(orig_to_new_prefix=VLLM_TO_HF)
-    quantised = () if kind == FLOAT else make_plan(config, ALSO_QUANTISED).modules
+    quantized = () if kind == FLOAT else make_plan(config, ALSO_QUANTIZED).modules
     settings = Settings(kind, dtype_of(kind))
     noise = Noise(torch.randn(POOL).to(settings.dtype))
     numbers, deviation = integers(kind)
@@ -122,7 +122,7 @@ def tensors(config: Any, kind: str) -> Iterator[tuple[str, Tensor, str]]:
         name = to_disk.apply_list([vllm_name])[0]
         layer, _, suffix = name.rpartition(".")
         size = math.prod(shape[1:]) ** -0.5  # of a weight that keeps the size of its input
-        if suffix == "weight" and layer in quantised:
+        if suffix == "weight" and layer in quantized:
             step = torch.full((shape[0], 1), size / deviation)
             parts = Layer(whole(shape), step, scale).tensors(layer, None, settings)
             yield from ((f"{layer}.{part}", value, kind) for part, value in parts.items())

@@ -25,9 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report.results import Row, compare
 from benchmarks.results import ROOT, add_json_option, machine, spread, write
 from benchmarks.sides import IN_TREE, OURS, variables
-from vllm_glm41v_npu.reporting.results import Row, compare
 
 TINY = ROOT / "assets" / "glm41v-tiny"
 SIDES = (OURS, IN_TREE)

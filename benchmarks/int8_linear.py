@@ -26,9 +26,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.report.results import FLOOR, Row, compare
 from benchmarks.results import add_json_option, machine, spread, write
-from vllm_glm41v_npu.quant.kernels import int8_linear, int8_matmul, pack_weight
-from vllm_glm41v_npu.reporting.results import FLOOR, Row, compare
+from vllm_glm41v_npu.cpu.kernels import int8_linear, int8_matmul, pack_weight
 
 SHAPES = {  # name: (K, N)
     "qkv_proj": (4096, 4608),

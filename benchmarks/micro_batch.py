@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.in_tree import write_layers
+from benchmarks.report.results import Row, Spread, compare
 from benchmarks.results import add_json_option, machine, spread, write
-from vllm_glm41v_npu.reporting.results import Row, Spread, compare
 
 SIDES = ("off", "on")
 

@@ -16,9 +16,9 @@ import sys
 
 from benchmarks.commands import vllm_bench
 from benchmarks.in_tree import SIDES, TINY
+from benchmarks.report.results import compare
 from benchmarks.results import add_json_option, machine, spread, write
 from benchmarks.sides import IN_TREE
-from vllm_glm41v_npu.reporting.results import compare
 
 INPUTS = {
     "1024 x 1024 picture": {"bucket": "{(1024, 1024, 1): 1.0}", "limit": '{"image": 1}'},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny checkpoint as msModelSlim quantises it, to stand beside what `glm41v quantize` makes.
+"""The tiny checkpoint as msModelSlim quantizes it, to stand beside what `glm41v quantize` makes.
 
 msModelSlim 26.1.0 needs transformers 4.53.0, so it has an environment of its own, on top of .venv:
 
@@ -9,9 +9,9 @@ msModelSlim 26.1.0 needs transformers 4.53.0, so it has an environment of its ow
     echo "$PWD/.venv/lib/python3.11/site-packages" \\
         > .venv-msmodelslim/lib/python3.11/site-packages/torch.pth
     .venv/bin/python -m benchmarks.msmodelslim_reference inputs FOLDER
-    .venv-msmodelslim/bin/python -m benchmarks.msmodelslim_reference quantise FOLDER W8A8
-    .venv-msmodelslim/bin/python -m benchmarks.msmodelslim_reference quantise FOLDER W8A8S
-    .venv/bin/python -m benchmarks.quantised_accuracy --beside FOLDER/W8A8 FOLDER/W8A8S
+    .venv-msmodelslim/bin/python -m benchmarks.msmodelslim_reference quantize FOLDER W8A8
+    .venv-msmodelslim/bin/python -m benchmarks.msmodelslim_reference quantize FOLDER W8A8S
+    .venv/bin/python -m benchmarks.quantized_accuracy --beside FOLDER/W8A8 FOLDER/W8A8S
 
 The settings are those of msModelSlim's example for GLM-4.1V: outliers by m2, activations by method
 2, lm_head, down_proj and the vision tower in float. The calibration set is the one that
@@ -43,7 +43,7 @@ POSITIONAL = ("input_ids", "attention_mask", *[None] * 8, "pixel_values", None, 
 
 def write_inputs(folder: Path) -> None:
     """The float checkpoint in float16, with transformers 4.53.0's config, and what it is shown."""
-    from vllm_glm41v_npu.quant.quantiser import calibration
+    from vllm_glm41v_npu.quant.quantizer import calibration
 
     source = folder / SOURCE
     shutil.copytree(TINY, source)
@@ -62,8 +62,8 @@ def write_inputs(folder: Path) -> None:
     torch.save([dict(sample) for sample in shown], folder / INPUTS)
 
 
-def quantise(folder: Path, kind: str) -> None:
-    """Have msModelSlim quantise `folder`/source to a folder named after the type."""
+def quantize(folder: Path, kind: str) -> None:
+    """Have msModelSlim quantize `folder`/source to a folder named after the type."""
     from msmodelslim.pytorch.llm_ptq.anti_outlier import AntiOutlier, AntiOutlierConfig
     from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, QuantConfig
     from transformers import Glm4vForConditionalGeneration
@@ -98,14 +98,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="msModelSlim's own output for the tiny checkpoint."
     )
-    parser.add_argument("step", choices=["inputs", "quantise"])
+    parser.add_argument("step", choices=["inputs", "quantize"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("type", choices=TYPES, nargs="?")
     args = parser.parse_args()
     if args.step == "inputs":
         write_inputs(args.folder)
     else:
-        quantise(args.folder.resolve(), args.type)
+        quantize(args.folder.resolve(), args.type)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.full_size import bandwidth
 from benchmarks.full_size_checkpoint import MID_LAYERS, SMALL_VOCABULARY, write_checkpoint
+from benchmarks.report.results import FLOOR, Missing, Row, compare
 from benchmarks.results import add_json_option, device, machine, spread, write
 from benchmarks.sides import IN_TREE, OURS, TRANSFORMERS, Figures, Side
-from vllm_glm41v_npu.quant.description import FLOAT
-from vllm_glm41v_npu.reporting.results import FLOOR, Missing, Row, compare
+from vllm_glm41v_npu.checkpoint.description import FLOAT
 
 METRICS = {"first_ms": ("time to first token", "ms"), "token_ms": ("decoding", "ms a token")}
 W8A8 = "W8A8"

@@ -30,10 +30,10 @@ from benchmarks.operator_page import (
     figures,
     page,
 )
+from benchmarks.report.results import Row, compare
 from benchmarks.results import add_json_option, write
 from tests.ascend.networks import WAITS, lift_refusals, so_far, start
 from tests.ascend.sides import IN_TREE, OURS
-from vllm_glm41v_npu.reporting.results import Row, compare
 
 SQUARE, WIDE = (112, 112), (60, 200)
 

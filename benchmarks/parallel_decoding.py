@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.in_tree import write_layers
+from benchmarks.report.results import Row, compare
 from benchmarks.results import ROOT, add_json_option, machine, spread, write
 from vllm_glm41v_npu.decoding.proposer import MemoryProposer
 from vllm_glm41v_npu.decoding.settings import speculative_config
-from vllm_glm41v_npu.reporting.results import Row, compare
 
 SIDES = ("off", "ngram", "memory")
 PROMPT, ANSWER = 192, 96  # tokens
@@ -76,7 +76,7 @@ def changed(text: list[int], one_in: int, seed: int) -> list[int]:
 def workloads() -> dict[str, list[Request]]:
     """Requests by the name of their workload."""
     package, documents = ROOT / "vllm_glm41v_npu", ROOT / "docs"
-    code = [tokens(package / name) for name in ("plugin.py", "platform.py")]
+    code = [tokens(package / name) for name in ("plugin.py", "backends.py")]
     prose = [tokens(documents / name) for name in ("serving.md", "video.md")]
     chance = random.Random(0)
     noise = [[chance.choice(WORDS) for _ in range(PROMPT + ANSWER)] for _ in code]

@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.full_size_checkpoint import MID_LAYERS, SMALL_VOCABULARY, write_checkpoint
+from benchmarks.report.results import Row, compare
 from benchmarks.results import add_json_option, machine, spread, write
 from benchmarks.sides import IN_TREE, OURS, QUESTION, Figures, Side
-from vllm_glm41v_npu.quant.description import FLOAT
-from vllm_glm41v_npu.reporting.results import Row, compare
+from vllm_glm41v_npu.checkpoint.description import FLOAT
 
 WHAT, UNIT = "time to first token", "ms"
 NEW, SEEN = "new picture", "picture seen before"

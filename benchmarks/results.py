@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every benchmark says of the machine, and how it writes what it found.
 
-The format is `vllm_glm41v_npu.reporting.results`, which `glm41v report` reads.
+The format is `benchmarks.report.results`, which `python -m benchmarks.report` reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from vllm_glm41v_npu.reporting.results import Machine, Missing, Result, Row
+from benchmarks.report.results import Machine, Missing, Result, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vllm", "vllm-ascend", "torch", "torch-npu", "transformers", "vllm-glm41v-npu")

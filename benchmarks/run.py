@@ -5,7 +5,7 @@
 
 A benchmark writes NAME.json to the folder, and what it prints goes to NAME.log. One that fails is
 recorded as failed with its last lines, and the others go on; the exit code is then 1. So is one
-that --quick leaves out, with the reason. `glm41v report FOLDER` shows it all.
+that --quick leaves out, with the reason. `python -m benchmarks.report FOLDER` shows it all.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from benchmarks.report.results import Result, ResultsError, read_file
 from benchmarks.results import ROOT, about_machine, versions
-from vllm_glm41v_npu.reporting.results import Result, ResultsError, read_file
 
 LAST_LINES = 12
 LIMIT = 3600.0  # seconds
@@ -52,7 +52,7 @@ BENCHMARKS = (
     Benchmark("int8_linear", "--quick"),
     Benchmark("parallel_decoding", "--rounds 2 --only copy", "--rounds 5"),
     Benchmark("micro_batch", None, "", "two ranks need both cores for minutes"),
-    Benchmark("quantised_accuracy", "--count 10 --clips 10", "--count 300 --clips 200"),
+    Benchmark("quantized_accuracy", "--count 10 --clips 10", "--count 300 --clips 200"),
     Benchmark("repeated_picture", "--rounds 4", "--rounds 15"),
     Benchmark("network", "--rounds 3 --tokens 9", "--rounds 7"),
     Benchmark("serving", "--load 1 4 --prompts 16 --rounds 1", "--load 1 2 4 8 16 --rounds 3"),
@@ -160,7 +160,8 @@ def main() -> None:
         good = run_all(benchmarks, options.quick, options.output)
     except ResultsError as error:
         raise SystemExit(str(error)) from None
-    print(f"Results are in {options.output}; a page of them: glm41v report {options.output}")
+    made = f"python -m benchmarks.report {options.output}"
+    print(f"Results are in {options.output}; a page of them: {made}")
     raise SystemExit(not good)
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from benchmarks.commands import QUIET, vllm_bench
 from benchmarks.in_tree import SIDES, TINY
+from benchmarks.report.results import Row, compare
 from benchmarks.results import add_json_option, machine, spread, write
 from benchmarks.sides import IN_TREE, OURS, variables
 from tests.end_to_end.servers import Server, serving
-from vllm_glm41v_npu.reporting.results import Row, compare
 
 NEW_TOKENS = 32
 LOAD = "requests at once"

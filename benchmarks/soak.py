@@ -32,9 +32,9 @@ from PIL import Image
 
 from benchmarks.in_tree import TINY
 from benchmarks.process_memory import Memory, settled, watch
+from benchmarks.report.results import Row, Spread
 from benchmarks.results import add_json_option, machine, write
 from tests.end_to_end.servers import data_uri, request, serving
-from vllm_glm41v_npu.reporting.results import Row, Spread
 
 QUESTION = "What number is written in the picture?"
 NEW_TOKENS = 24

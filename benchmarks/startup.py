@@ -14,9 +14,9 @@ import sys
 
 from benchmarks.commands import vllm_bench
 from benchmarks.in_tree import SIDES, TINY
+from benchmarks.report.results import compare
 from benchmarks.results import add_json_option, machine, spread, write
 from benchmarks.sides import IN_TREE
-from vllm_glm41v_npu.reporting.results import compare
 
 CASES = {"cold_startup_times": "cold caches", "warm_startup_times": "warm caches"}
 

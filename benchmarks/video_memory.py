@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.report.results import compare
 from benchmarks.results import ROOT, add_json_option, machine, write
 from benchmarks.sides import IN_TREE, OURS, variables
-from vllm_glm41v_npu.reporting.results import compare
 
 SIDES = (OURS, IN_TREE)
 FPS = 2

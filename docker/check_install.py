@@ -16,7 +16,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from vllm_glm41v_npu.platform import ATLAS_A2, CPU
+from vllm_glm41v_npu.backends import ATLAS_A2, CPU
 from vllm_glm41v_npu.plugin import check_versions, installed_versions
 
 NAME = "vllm-glm41v-npu"

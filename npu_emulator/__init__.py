@@ -4,6 +4,6 @@
 See README.md beside this file.
 """
 
-from .settings import BUILT
+from npu_emulator.settings import BUILT
 
 __path__.append(str(BUILT))  # the compiled module `_boxed` is there

@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import stubs
-from .settings import BUILT
+from npu_emulator import stubs
+from npu_emulator.settings import BUILT
 
 SOURCE = Path(__file__).parent / "boxed.cpp"
 PTH = "import npu_emulator.preload"

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from .chips.rules import Refusal, Table, check, check_results, describe
-from .kernels.registry import find_schema
+from npu_emulator.chips.rules import Refusal, Table, check, check_results, describe
+from npu_emulator.kernels.registry import find_schema
 
 OWN = ("npu::", "atb::", "_C_ascend::")
 """Operators of torch_npu and vllm-ascend, which no kernel of torch computes."""

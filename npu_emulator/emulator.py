@@ -7,12 +7,12 @@ import functools
 
 import torch
 
-from . import _boxed, collectives, graphs, kernels
-from .checks import Checker
-from .chips import CHIPS
-from .kernels.registry import find_schema
-from .report import Report
-from .settings import current_chip
+from npu_emulator import _boxed, collectives, graphs, kernels
+from npu_emulator.checks import Checker
+from npu_emulator.chips import CHIPS
+from npu_emulator.kernels.registry import find_schema
+from npu_emulator.report import Report
+from npu_emulator.settings import current_chip
 
 NAMESPACES = ("aten", "npu", "atb", "_C_ascend", "c10d")
 # torch_npu's own, which touch only metadata and the allocator.

@@ -8,7 +8,7 @@ def register() -> None:
     from vllm.platforms import current_platform
 
     if current_platform.device_type == "npu":
-        from . import emulator, slot_mapping
+        from npu_emulator import emulator, slot_mapping
 
         emulator.install()
         slot_mapping.install()

@@ -12,7 +12,7 @@ import os
 import sys
 import types
 
-from .settings import BUILT, MEMORY_GIB, Chip, current_chip
+from npu_emulator.settings import BUILT, MEMORY_GIB, Chip, current_chip
 
 SETTINGS = {
     "TASK_QUEUE_ENABLE": "0",  # calls run where they are made, not on torch_npu's own thread

@@ -10,9 +10,9 @@ import threading
 import time
 from multiprocessing import util
 
-from . import _boxed, graphs
-from .checks import Checker
-from .settings import report_folder
+from npu_emulator import _boxed, graphs
+from npu_emulator.checks import Checker
+from npu_emulator.settings import report_folder
 
 SECONDS = 2.0
 """After which a report has what was called before."""

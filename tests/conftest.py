@@ -70,15 +70,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="session")
-def quantised(
+def quantized(
     checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """The folder of a quantised checkpoint by type, name of the float one, and dtype."""
-    from tests.quant.making import write_quantised
+    """The folder of a quantized checkpoint by type, name of the float one, and dtype."""
+    from tests.quant.making import write_quantized
 
     @functools.cache
     def write(kind: str, name: str = "tiny", dtype: str = "float16") -> Path:
-        folder = tmp_path_factory.mktemp("quantised") / f"{name}-{kind}-{dtype}"
-        return write_quantised(checkpoint(name), folder, kind, dtype)
+        folder = tmp_path_factory.mktemp("quantized") / f"{name}-{kind}-{dtype}"
+        return write_quantized(checkpoint(name), folder, kind, dtype)
 
     return write

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from vllm_glm41v_npu.platform import current_backend
+from vllm_glm41v_npu.backends import current_backend
 
 ALL_LANES = [pytest.mark.cpu, pytest.mark.ascend, pytest.mark.npu]
 

@@ -12,14 +12,8 @@ from vllm import LLM, SamplingParams
 
 from tests.checkpoints import TINY
 from tests.engines import engine
-from tools.number_clips import NumberClip
-from tools.tiny_evaluate import (
-    MAX_NEW_TOKENS,
-    Reader,
-    final_answer,
-    heldout_sets,
-    heldout_videos,
-)
+from tools.tiny.evaluate import MAX_NEW_TOKENS, Reader, final_answer, heldout_sets, heldout_videos
+from tools.tiny.number_clips import NumberClip
 from vllm_glm41v_npu.cli.ask import conversation
 
 COUNT = int(os.environ.get("HELD_OUT", "100"))

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import run
+from benchmarks.report.results import read
 from benchmarks.run import BENCHMARKS, Benchmark, chosen, run_all
 from benchmarks.sides import IN_TREE, OURS, variables
-from vllm_glm41v_npu.reporting.results import read
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = """
 import argparse
 from benchmarks.results import add_json_option, write
-from vllm_glm41v_npu.reporting.results import compare
+from benchmarks.report.results import compare
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int)

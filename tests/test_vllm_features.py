@@ -20,7 +20,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from tests.checkpoints import TINY
 from tests.end_to_end.cases import CASES, PICTURES, QUESTION
 from tests.engines import NEW_TOKENS, Oracle, ask, check_equal, engine, tokens
-from tools.tiny_evaluate import final_answer, heldout_sets
+from tools.tiny.evaluate import final_answer, heldout_sets
 from vllm_glm41v_npu.cli.ask import conversation
 from vllm_glm41v_npu.patches.media_cache.receiver import MissingMedia
 
@@ -230,7 +230,7 @@ def write_int8(folder: Path) -> None:
 
 
 def test_a_checkpoint_in_vllms_own_int8_still_loads(tmp_path: Path) -> None:
-    """Guards quantised checkpoints of other tools, whose q and k rows are permuted with scales."""
+    """Guards quantized checkpoints of other tools, whose q and k rows are permuted with scales."""
     write_int8(tmp_path / "int8")
     picture, number = example()
     with engine(tmp_path / "int8", dtype="bfloat16") as llm:

@@ -33,7 +33,7 @@ if str(ROOT) not in sys.path:  # run as a file
     sys.path.insert(0, str(ROOT))
 
 from vllm_glm41v_npu import __version__  # noqa: E402
-from vllm_glm41v_npu.media_files import data_url  # noqa: E402
+from vllm_glm41v_npu.processing.media_files import data_url  # noqa: E402
 
 PACKAGE = "vllm_glm41v_npu"
 STEM = f"{PACKAGE}-{__version__}"

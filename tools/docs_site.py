@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.serving import mindie_config
+from vllm_glm41v_npu.serving.mindie import config as mindie_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

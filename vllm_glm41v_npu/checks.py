@@ -7,8 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from vllm_glm41v_npu.backends import Backend
 from vllm_glm41v_npu.options import micro_batch_tokens
-from vllm_glm41v_npu.platform import Backend
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def check_settings(
     Args:
         backend: What computes.
         architecture: The model's name in vLLM's registry.
-        check_files: Refuses a checkpoint's files; `checkpoint_checks.check_files`.
+        check_files: Refuses a checkpoint's files; `file_checks.check_files`.
     """
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 

@@ -7,15 +7,15 @@ import functools
 import logging
 from typing import Any
 
-from vllm_glm41v_npu.platform import Backend
+from vllm_glm41v_npu.backends import Backend
 
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
-def auto_dtype(backend: Backend, dtype: str, quantised: bool) -> str:
+def auto_dtype(backend: Backend, dtype: str, quantized: bool) -> str:
     """What `--dtype auto` is for a checkpoint in `dtype`: the rule below, then vLLM's."""
     only_one = backend.dtypes == (backend.auto_dtype,)
-    if backend.auto_dtype is not None and (only_one or not quantised):
+    if backend.auto_dtype is not None and (only_one or not quantized):
         return backend.auto_dtype
     return "bfloat16" if dtype == "float32" else dtype
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from vllm_glm41v_npu import __version__
-from vllm_glm41v_npu.platform import Backend, UnsupportedBackend, current_backend
+from vllm_glm41v_npu.backends import Backend, UnsupportedBackend, current_backend
 
 ARCHITECTURE = "Glm4vForConditionalGeneration"
 MODEL_TYPE = "glm4v"
@@ -61,16 +61,16 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.reasoning import ReasoningParserManager
 
-    from vllm_glm41v_npu.checkpoint_checks import check_files
+    from vllm_glm41v_npu.checkpoint.config import register_config
+    from vllm_glm41v_npu.checkpoint.file_checks import check_files
     from vllm_glm41v_npu.checks import check_settings
-    from vllm_glm41v_npu.config import register_config
     from vllm_glm41v_npu.dtype import choose_dtype
     from vllm_glm41v_npu.patches import apply_patches
-    from vllm_glm41v_npu.quant.recognition import register_quantisation
+    from vllm_glm41v_npu.quant.recognition import register_quantization
 
     apply_patches(backend)
     if backend.is_ascend:
-        from vllm_glm41v_npu.decoding.ascend import mend_custom_class
+        from vllm_glm41v_npu.ascend.proposer import mend_custom_class
 
         mend_custom_class()
     register_config()
@@ -78,7 +78,7 @@ def register() -> None:
     ReasoningParserManager.register_lazy_module(*REASONING_PARSER)
     choose_dtype(backend, MODEL_TYPE)
     check_settings(backend, ARCHITECTURE, check_files)
-    register_quantisation(backend, ARCHITECTURE, _expected_tensors)
+    register_quantization(backend, ARCHITECTURE, _expected_tensors)
     auto = backend.auto_dtype or "the checkpoint's"
     _say_once(
         logging.INFO,
@@ -89,7 +89,7 @@ def register() -> None:
 
 def _expected_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[str], str]]:
     """What the network's checkpoints hold, for `quant`, which does not know the network."""
-    from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+    from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
     from vllm_glm41v_npu.models.weights import vllm_name
 
     return checkpoint_shapes(config), vllm_name

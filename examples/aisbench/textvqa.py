@@ -34,8 +34,8 @@ class Item(NamedTuple):
 
 def write_set(folder: Path, count: int) -> Path:
     """Write `count` pictures with their questions into `folder`; returns the file of questions."""
-    from tools.number_pictures import QUESTIONS as ASKED
-    from tools.number_pictures import written_numbers
+    from tools.tiny.number_pictures import QUESTIONS as ASKED
+    from tools.tiny.number_pictures import written_numbers
 
     items = []
     folder.mkdir(parents=True, exist_ok=True)

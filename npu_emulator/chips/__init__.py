@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each chip takes, as data; see rules.py for the words."""
 
-from .a2 import ATLAS_A2
-from .atlas_310p import ATLAS_310P
+from npu_emulator.chips.a2 import ATLAS_A2
+from npu_emulator.chips.atlas_310p import ATLAS_310P
 
 CHIPS = {"A2": ATLAS_A2, "_310P": ATLAS_310P}
 """By the names that vllm-ascend's build info uses."""

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
-from .atb_attention import paged_rows, reshape_row, self_attention_rows
-from .aten import aten_rows
-from .attention import fused_infer_rows, fusion_row, prompt_row
-from .collectives import collective_rows
-from .conditions import Arguments, absent, dtype_of, same_dtype, same_shape, shape_of
-from .quantized import (
+from npu_emulator.chips.atb_attention import paged_rows, reshape_row, self_attention_rows
+from npu_emulator.chips.aten import aten_rows
+from npu_emulator.chips.attention import fused_infer_rows, fusion_row, prompt_row
+from npu_emulator.chips.collectives import collective_rows
+from npu_emulator.chips.conditions import (
+    Arguments,
+    absent,
+    dtype_of,
+    same_dtype,
+    same_shape,
+    shape_of,
+)
+from npu_emulator.chips.quantized import (
     A2_COMBINATIONS,
     add_norm_dynamic_quant_row,
     add_norm_quant_row,
@@ -16,8 +23,8 @@ from .quantized import (
     quant_matmul_row,
     quantize_row,
 )
-from .rules import Operator, Rule, Tensor, Value
-from .shared import DOCS, format_cast_rows, rope_rows, swiglu_row
+from npu_emulator.chips.rules import Operator, Rule, Tensor, Value
+from npu_emulator.chips.shared import DOCS, format_cast_rows, rope_rows, swiglu_row
 
 HALVES = ("float16", "bfloat16")
 FLOATS = (*HALVES, "float32")

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from .attention import COMPRESSED_MASK, divides
-from .conditions import (
+from npu_emulator.chips.attention import COMPRESSED_MASK, divides
+from npu_emulator.chips.conditions import (
     Arguments,
     last_dimensions,
     same_dtype,
     same_shape,
     shape_of,
 )
-from .rules import Operator, Rule, Tensor, Value
+from npu_emulator.chips.rules import Operator, Rule, Tensor, Value
 
 ATB = "op-plugin 26.0.0: op_plugin/ops/atb/"
 ATB_DOCS = "op-plugin 26.0.0: op_plugin/python/atb/_atb_api_docs.py"

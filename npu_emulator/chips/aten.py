@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .conditions import dtype_of, same_dtype
-from .rules import Operator, Rule, Tensor
+from npu_emulator.chips.conditions import dtype_of, same_dtype
+from npu_emulator.chips.rules import Operator, Rule, Tensor
 
 HALVES = "float16 bfloat16"
 FLOATS = f"float32 {HALVES}"

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .atb_attention import (
+from npu_emulator.chips.atb_attention import (
     compressed_rows_310p,
     paged_rows,
     reshape_row,
     self_attention_rows,
 )
-from .aten import BICUBIC, INDEX_PUT, aten_rows
-from .attention import FIA, prompt_row
-from .collectives import collective_rows
-from .conditions import (
+from npu_emulator.chips.aten import BICUBIC, INDEX_PUT, aten_rows
+from npu_emulator.chips.attention import FIA, prompt_row
+from npu_emulator.chips.collectives import collective_rows
+from npu_emulator.chips.conditions import (
     Arguments,
     absent,
     dtype_of,
@@ -23,7 +23,7 @@ from .conditions import (
     scalar_type,
     shape_of,
 )
-from .quantized import (
+from npu_emulator.chips.quantized import (
     ADD_NORM_DYNAMIC_QUANT,
     INT8_COMBINATIONS,
     add_norm_quant_row,
@@ -31,8 +31,8 @@ from .quantized import (
     quant_matmul_row,
     quantize_row,
 )
-from .rules import Operator, Rule, Tensor, Value, is_host, tensors_of
-from .shared import DOCS, format_cast_rows, rope_rows, swiglu_row
+from npu_emulator.chips.rules import Operator, Rule, Tensor, Value, is_host, tensors_of
+from npu_emulator.chips.shared import DOCS, format_cast_rows, rope_rows, swiglu_row
 
 HALF = ("float16",)
 FLOATS = ("float16", "float32")

@@ -5,14 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .conditions import (
-    Arguments,
-    dtype_of,
-    same_dtype,
-    shape_of,
-    when,
-)
-from .rules import Operator, Rule, Tensor, Value, tensors_of
+from npu_emulator.chips.conditions import Arguments, dtype_of, same_dtype, shape_of, when
+from npu_emulator.chips.rules import Operator, Rule, Tensor, Value, tensors_of
 
 DOCS = "op-plugin 26.0.0: docs/zh/custom_APIs/torch_npu/"
 FIA = DOCS + "torch_npu-npu_fused_infer_attention_score.md"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .rules import Operator
+from npu_emulator.chips.rules import Operator
 
 MOVED = "int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64 bool"
 REDUCED = "int8 int16 int32 float16 float32"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .rules import Operator, Rule, dtype_name
+from npu_emulator.chips.rules import Operator, Rule, dtype_name
 
 Arguments = Mapping[str, Any]
 

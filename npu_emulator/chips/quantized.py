@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of quantisation, and of the norms that end in it."""
+"""Rows of quantization, and of the norms that end in it."""
 
 from __future__ import annotations
 
-from .conditions import Arguments, dtype_of, same_dtype, same_shape, scalar_type, shape_of, when
-from .rules import Operator, Rule, Tensor, Value
+from npu_emulator.chips.conditions import (
+    Arguments,
+    dtype_of,
+    same_dtype,
+    same_shape,
+    scalar_type,
+    shape_of,
+    when,
+)
+from npu_emulator.chips.rules import Operator, Rule, Tensor, Value
 
 DOCS = "op-plugin 26.0.0: docs/zh/custom_APIs/torch_npu/"
 ADD_NORM_DYNAMIC_QUANT = (

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from .conditions import FRACTAL_NZ, Arguments, same_dtype, shape_of, when
-from .rules import Operator, Rule, Tensor, Value
+from npu_emulator.chips.conditions import FRACTAL_NZ, Arguments, same_dtype, shape_of, when
+from npu_emulator.chips.rules import Operator, Rule, Tensor, Value
 
 DOCS = "op-plugin 26.0.0: docs/zh/custom_APIs/torch_npu/"
 FORMATS = (-1, 0, 2, 3, 4, 12, 16, 27, FRACTAL_NZ, 30, 32, 33, 35, 47)

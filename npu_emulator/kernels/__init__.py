@@ -8,7 +8,7 @@ from npu_emulator.kernels import (
     memory,
     norm,
     paged_attention,
-    quantisation,
+    quantization,
     rope,
     sampling,
 )
@@ -22,7 +22,7 @@ __all__ = [
     "memory",
     "norm",
     "paged_attention",
-    "quantisation",
+    "quantization",
     "register",
     "rope",
     "sampling",

@@ -113,7 +113,7 @@ def _outputs(query: Tensor, value_dim: int, call: _Call, with_lse: bool) -> tupl
 def _check(sparse_mode: int, atten_mask: Tensor | None, others: Sequence[object]) -> None:
     if any(value is not None for value in others):
         raise NotImplementedError(
-            "Fused attention is computed here without quantisation, position shifts, left padding, "
+            "Fused attention is computed here without quantization, position shifts, left padding, "
             "shared prefixes and separate rope tensors."
         )
     if sparse_mode in (2, 3, 4):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RMS norms, alone and fused with a residual sum, a bias or a quantisation; and SwiGLU."""
+"""RMS norms, alone and fused with a residual sum, a bias or a quantization; and SwiGLU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from npu_emulator.kernels.quantisation import dtype_of, dynamic_quant, round_to
+from npu_emulator.kernels.quantization import dtype_of, dynamic_quant, round_to
 from npu_emulator.kernels.registry import kernel
 
 
@@ -94,14 +94,14 @@ def add_rms_norm_quant(
         y += beta.float()
     target = dtype_of(1 if dst_type is None else dst_type)
 
-    def quantise(scales: Tensor, zero_points: Tensor | None) -> Tensor:
+    def quantize(scales: Tensor, zero_points: Tensor | None) -> Tensor:
         scaled = y / scales.float() if div_mode else y * scales.float()
         if zero_points is not None:
             scaled += zero_points.float()
         return round_to(scaled, target)
 
-    y1 = quantise(scales1, zero_points1)
-    y2 = torch.zeros_like(y1) if scales2 is None else quantise(scales2, zero_points2)
+    y1 = quantize(scales1, zero_points1)
+    y2 = torch.zeros_like(y1) if scales2 is None else quantize(scales2, zero_points2)
     return y1, y2, x
 
 
@@ -118,7 +118,7 @@ def add_rms_norm_dynamic_quant(
     output_mask: list[bool] = [],  # noqa: B006  as the schema has it; nothing changes it
     y_dtype: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x = x1 + x2, y = x / rms(x) * gamma + beta, yi = y * smoothi quantised for each token.
+    """x = x1 + x2, y = x / rms(x) * gamma + beta, yi = y * smoothi quantized for each token.
 
     Returns (y1, y2, x, scale1, scale2). What output_mask leaves out, or without it the second of
     one smooth_scale, has no meaning: a y is then empty or zero, a scale zero, as Meta has them.
@@ -130,13 +130,13 @@ def add_rms_norm_dynamic_quant(
         y += beta.float()
     wanted = output_mask or [True, smooth_scale2 is not None]
 
-    def quantise(index: int, smooth: Tensor | None) -> tuple[Tensor, Tensor]:
+    def quantize(index: int, smooth: Tensor | None) -> tuple[Tensor, Tensor]:
         if wanted[index]:
             return dynamic_quant(y, smooth_scales=smooth, dst_type=y_dtype)
         nothing = y.new_zeros(0 if output_mask else y.shape, dtype=torch.int8)
         return nothing, y.new_zeros(y.shape[:-1])
 
-    (y1, scale1), (y2, scale2) = quantise(0, smooth_scale1), quantise(1, smooth_scale2)
+    (y1, scale1), (y2, scale2) = quantize(0, smooth_scale1), quantize(1, smooth_scale2)
     return y1, y2, x, scale1, scale2
 
 

@@ -2,7 +2,7 @@
 """Which networks the breakages are looked for in: ours always, vLLM's in-tree class when due.
 
 The in-tree class changes only with the lock files. Its side of test_breakages.py and
-test_quantised_breakages.py takes minutes on each chip, and runs when the lock files are not those
+test_quantized_breakages.py takes minutes on each chip, and runs when the lock files are not those
 it last ran with, or when asked for: `make test-in-tree` runs it, and writes down the lock files.
 """
 

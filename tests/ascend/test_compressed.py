@@ -18,7 +18,7 @@ from tests.checkpoints import COMPRESSED_SHAPE
 from tests.end_to_end.cases import CASES
 from tests.engines import ask, engine, network_call, tokens
 from tests.quant.compressing import compress
-from vllm_glm41v_npu.quant.container import BLOCK_K, BLOCK_N, INDEX_BYTES
+from vllm_glm41v_npu.quant.w8a8sc.container import BLOCK_K, BLOCK_N, INDEX_BYTES
 
 pytestmark = [
     pytest.mark.ascend,
@@ -30,8 +30,8 @@ SHARDED = {"load_format": "sharded_state"}
 
 
 @pytest.fixture(scope="module")
-def sparse(quantised: Callable[..., Path]) -> Path:
-    return quantised("W8A8S", COMPRESSED_SHAPE.name)
+def sparse(quantized: Callable[..., Path]) -> Path:
+    return quantized("W8A8S", COMPRESSED_SHAPE.name)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_another_number_of_ranks_is_refused(shards: Path, monkeypatch: pytest.Mo
 
 def test_sizes_that_the_operator_does_not_take_are_refused(emulated: None) -> None:
     """Guards the chip against a layer that its document rules out, before anything is served."""
-    from vllm_glm41v_npu.quant.ascend.compressed import CompressedScheme
-    from vllm_glm41v_npu.quant.shards import ShardError
+    from vllm_glm41v_npu.ascend.compressed import CompressedScheme
+    from vllm_glm41v_npu.quant.w8a8sc.shards import ShardError
 
     CompressedScheme().get_weight(320, 128, torch.float16)
     for inputs, outputs in [(256, 128), (320, 64), (350, 128), (320, 150)]:

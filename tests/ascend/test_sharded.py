@@ -19,10 +19,10 @@ from npu_emulator.settings import CHIPS, current_chip
 from tests.ascend.sharded import save
 from tests.checkpoints import COMPRESSED_SHAPE
 from tests.quant.test_cann import stand_in
+from vllm_glm41v_npu.checkpoint.config import register_config
 from vllm_glm41v_npu.cli import app
-from vllm_glm41v_npu.config import register_config
-from vllm_glm41v_npu.sharding.checkpoint import shard_checkpoint
-from vllm_glm41v_npu.sharding.split import rank_bias
+from vllm_glm41v_npu.quant.w8a8sc.ranks import shard_checkpoint
+from vllm_glm41v_npu.quant.w8a8sc.split import rank_bias
 
 pytestmark = [
     pytest.mark.ascend,
@@ -47,13 +47,13 @@ class Made(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, quantised: Callable[..., Path]) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory, quantized: Callable[..., Path]) -> Made:
     from vllm.utils.network_utils import get_open_port
 
     folder = tmp_path_factory.mktemp("sharded")
     made = Made(*(folder / name for name in Made._fields))
     compress(FIXTURE, made.shards)
-    compress(quantised("W8A8S", COMPRESSED_SHAPE.name), made.wide)
+    compress(quantized("W8A8S", COMPRESSED_SHAPE.name), made.wide)
     save(
         TP_SIZE,
         get_open_port(),

@@ -14,7 +14,7 @@ from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding
 
 BFLOAT16 = (
-    "from vllm_glm41v_npu import platform; platform.has_bfloat16_instructions = lambda *_: True"
+    "from vllm_glm41v_npu import backends; backends.has_bfloat16_instructions = lambda *_: True"
 )
 """As FAKE_VLLM, makes any CPU one that computes in bfloat16."""
 GIB = 1 << 30

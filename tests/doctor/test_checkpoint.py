@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.checkpoint.test_config import FORMS, changed
 from tests.checkpoints import TINY
 from tests.doctor.machines import (
     say,
     summary,
     write_weights,
 )
-from tests.test_config import FORMS, changed
-from vllm_glm41v_npu.checkpoint import Checkpoint
-from vllm_glm41v_npu.checkpoint_checks import BadCheckpoint, check_files
+from vllm_glm41v_npu.checkpoint.file_checks import BadCheckpoint, check_files
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_this_machine_is_well(here):
     assert "transformers 5.5.4: tested together" in found["versions"]["found"]
     assert "rope_parameters" in found["config.json"]["found"]
     assert "83 tensors in 1 whole file" in found["weights"]["found"]
-    assert found["checkpoint type"]["found"] == "not quantised (tensors: 83 float32)"
+    assert found["checkpoint type"]["found"] == "not quantized (tensors: 83 float32)"
     if shutil.which("npu-smi") is None:
         assert {found[name]["status"] for name in ("NPU", "CANN", "ATB")} == {"skip"}
 

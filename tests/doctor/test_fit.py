@@ -20,10 +20,10 @@ from tests.doctor.machines import (
     write_table,
     write_weights,
 )
-from vllm_glm41v_npu.checkpoint import Checkpoint
+from vllm_glm41v_npu.backends import ATLAS_310P, CPU
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import model
 from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, PUBLISHED_VISION
-from vllm_glm41v_npu.platform import ATLAS_310P, CPU
 
 PUBLISHED = {
     "model_type": "glm4v",

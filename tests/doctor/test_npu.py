@@ -20,9 +20,9 @@ from tests.doctor.machines import (
     write_table,
 )
 from vllm_glm41v_npu import doctor
+from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2
 from vllm_glm41v_npu.doctor import npu_smi
 from vllm_glm41v_npu.doctor.finding import Finding
-from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2
 
 
 def test_tables_of_npu_smi():

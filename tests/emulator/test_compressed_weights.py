@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from npu_emulator.compressed_weights import OPTIONS, decode, encode, write_program
-from npu_emulator.kernels.quantisation import matmul_compress_dequant
-from vllm_glm41v_npu.quant import cann
+from npu_emulator.kernels.quantization import matmul_compress_dequant
+from vllm_glm41v_npu.quant.w8a8sc import cann
 
 
 def weights(n: int, k: int, largest: int) -> torch.Tensor:

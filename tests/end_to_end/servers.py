@@ -18,7 +18,7 @@ from vllm.utils.network_utils import get_open_port
 
 from tests.checkpoints import TINY
 from tests.lane import ON_CPU
-from vllm_glm41v_npu.media_files import data_url
+from vllm_glm41v_npu.processing.media_files import data_url
 
 PICTURES, VIDEOS = TINY.parent / "pictures", TINY.parent / "videos"
 NO_SPACES = '{"backend": "xgrammar", "disable_any_whitespace": true}'

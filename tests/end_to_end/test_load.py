@@ -24,7 +24,7 @@ from tests.end_to_end.bad_media import FIRST, QUESTION, bad_requests, png
 from tests.end_to_end.load import Job, complaints
 from tests.end_to_end.servers import VIDEOS, Server, data_uri, request, video_uri
 from tests.end_to_end.unfinished import UNFINISHED, fresh
-from tools.tiny_evaluate import MAX_NEW_TOKENS, final_answer, heldout_sets
+from tools.tiny.evaluate import MAX_NEW_TOKENS, final_answer, heldout_sets
 
 AT_ONCE = 16
 COUNT = 500

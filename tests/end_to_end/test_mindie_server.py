@@ -47,7 +47,7 @@ from tests.end_to_end.servers import (
     video_uri,
 )
 from tests.lane import ALL_LANES, BACKEND
-from vllm_glm41v_npu.platform import ATLAS_310P
+from vllm_glm41v_npu.backends import ATLAS_310P
 from vllm_glm41v_npu.serving.command import GUARD, ROUTES
 
 pytestmark = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints as other tools quantise them, and the float ones that hold the same numbers."""
+"""Checkpoints as other tools quantize them, and the float ones that hold the same numbers."""
 
 from __future__ import annotations
 
@@ -124,20 +124,20 @@ def write(source: Path, form: str, folder: Path, same: Path) -> None:
     Both in bfloat16, as such checkpoints are.
     """
     torch.manual_seed(0)
-    settings, quantise = TOOLS[form]
-    quantised: Tensors = {}
+    settings, quantize = TOOLS[form]
+    quantized: Tensors = {}
     plain: Tensors = {}
     for name, tensor in load_file(source / "model.safetensors").items():
         if "language_model.layers" in name and tensor.dim() == 2:
-            tensors, meant = quantise(tensor)
+            tensors, meant = quantize(tensor)
             layer = name.removesuffix(".weight")
-            quantised |= {f"{layer}.{suffix}": value for suffix, value in tensors.items()}
+            quantized |= {f"{layer}.{suffix}": value for suffix, value in tensors.items()}
             plain[name] = meant.bfloat16()
         else:
-            quantised[name] = plain[name] = tensor.bfloat16()
+            quantized[name] = plain[name] = tensor.bfloat16()
     config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
     for out, tensors, extra in (
-        (folder, quantised, {"quantization_config": settings}),
+        (folder, quantized, {"quantization_config": settings}),
         (same, plain, {}),
     ):
         shutil.copytree(source, out)

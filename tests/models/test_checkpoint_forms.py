@@ -90,8 +90,8 @@ def test_other_tools_weights_are_what_they_stand_for(
     form: str, load: Load, source: Path, tmp_path: Path
 ) -> None:
     """Guards the rows of q and k, which are packed, grouped or transposed by other tools."""
-    write(source, form, tmp_path / "quantised", tmp_path / "float")
-    got = outputs(load(tmp_path / "quantised", "bfloat16"))
+    write(source, form, tmp_path / "quantized", tmp_path / "float")
+    got = outputs(load(tmp_path / "quantized", "bfloat16"))
     want = outputs(load(tmp_path / "float", "bfloat16"))
     assert len(want) == 4 * 3
     for name, value in want.items():

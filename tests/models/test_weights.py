@@ -131,13 +131,13 @@ def test_after_the_first_load_any_part_may_come(true_size) -> None:
         ("absmax", [256], False),
     ],
 )
-def test_the_layouts_of_quantised_rows(true_size, suffix: str, shape: list[int], fine) -> None:
-    """Guards against quantised q and k rows that are left in the checkpoint's order in silence."""
+def test_the_layouts_of_quantized_rows(true_size, suffix: str, shape: list[int], fine) -> None:
+    """Guards against quantized q and k rows that are left in the checkpoint's order in silence."""
     name = f"model.language_model.layers.0.self_attn.k_proj.{suffix}"
     true_size.load_weights(meta_tensors(true_shapes()))
-    true_size.weight_loader.quantised = True
+    true_size.weight_loader.quantized = True
     # The float network has no such parameter: what is fine reaches its layer and stops there.
-    reason = "quantisation method of its layer" if fine else "the 256 output channels of"
+    reason = "quantization method of its layer" if fine else "the 256 output channels of"
     with pytest.raises(WeightError, match=reason):
         true_size.load_weights(meta_tensors({name: shape}))
 
@@ -146,7 +146,7 @@ def test_scales_that_a_layer_does_not_keep_are_passed_over(true_size, monkeypatc
     """Guards checkpoints that hold, beside deq_scale, what it is made of."""
     name = "model.language_model.layers.0.self_attn.o_proj.weight_scale"
     true_size.load_weights(meta_tensors(true_shapes()))
-    true_size.weight_loader.quantised = True
+    true_size.weight_loader.quantized = True
     layer = true_size.language_model.model.layers[0].self_attn.o_proj
     deq_scale = nn.Parameter(torch.empty(4096, device="meta"), requires_grad=False)
     monkeypatch.setitem(layer._parameters, "deq_scale", deq_scale)

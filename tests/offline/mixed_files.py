@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from tests.clips import audio_only
-from tools.number_clips import clip_questions
-from tools.number_pictures import QUESTIONS, written_numbers
-from tools.tiny_clips import write_clip
+from tools.tiny.clips import write_clip
+from tools.tiny.number_clips import clip_questions
+from tools.tiny.number_pictures import QUESTIONS, written_numbers
 
 FORMATS = ("png", "jpg", "bmp", "webp", "gif", "tif")
 CLIP_FORMATS = {"mp4": "libx264", "avi": "mpeg4", "mkv": "libx264"}

@@ -18,7 +18,7 @@ from vllm import LLM
 from tests.checkpoints import TINY, link_tiny
 from tests.engines import engine
 from tests.offline.kept import kept
-from tools.tiny_evaluate import final_answer
+from tools.tiny.evaluate import final_answer
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.offline.engine import Runner, TooLong
 from vllm_glm41v_npu.offline.tasks import Task, find_tasks

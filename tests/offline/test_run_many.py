@@ -16,7 +16,7 @@ import psutil
 
 from tests.checkpoints import TINY
 from tests.offline.mixed_files import Asked, write_mixed
-from tools.tiny_evaluate import final_answer
+from tools.tiny.evaluate import final_answer
 
 FILES = 300
 BATCH = 16

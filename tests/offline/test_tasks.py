@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from vllm_glm41v_npu.media_files import kind_of
 from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
+from vllm_glm41v_npu.processing.media_files import kind_of
 
 
 @pytest.fixture

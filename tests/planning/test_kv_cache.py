@@ -13,8 +13,8 @@ import pytest
 
 from tests.checkpoints import TINY
 from tests.doctor.machines import GIB, write_memory, write_weights
-from vllm_glm41v_npu.host_memory import Memory, read
 from vllm_glm41v_npu.planning import kv_cache
+from vllm_glm41v_npu.planning.host_memory import Memory, read
 from vllm_glm41v_npu.planning.kv_cache import KV_SPACE, NoRoom, choose_kv_cache
 from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, PUBLISHED_VISION
 

@@ -21,7 +21,7 @@ TOLERANCE = 0.005
 
 # Milliseconds of a token, alone; tokens a second of 32 sequences; milliseconds of the vision tower,
 # the prefill's products, its sums, and the first token; thousands of tokens that fit. All linear
-# layers are quantised.
+# layers are quantized.
 TABLE = """
 910B4     1 BF16    22.1  1265  51   96    0  146   164
 910B4     1 W8A8    11.9  2119  51   49    0  100   363
@@ -37,10 +37,10 @@ TABLE = """
 """
 
 
-def plan(card: str, cards: int, kind: str, quantised_down_proj: bool = True) -> Plan:
+def plan(card: str, cards: int, kind: str, quantized_down_proj: bool = True) -> Plan:
     found = find_card(card)
     return Plan(
-        found, find_type(kind, found), cards, MODEL, quantised_down_proj=quantised_down_proj
+        found, find_type(kind, found), cards, MODEL, quantized_down_proj=quantized_down_proj
     )
 
 

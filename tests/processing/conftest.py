@@ -20,10 +20,7 @@ from vllm.multimodal.processing import InputProcessingContext  # noqa: E402
 from vllm.tokenizers import cached_tokenizer_from_config  # noqa: E402
 
 from tests.processing.web import serve  # noqa: E402
-from vllm_glm41v_npu.processing.info import (  # noqa: E402
-    Glm41vDummyInputsBuilder,
-    Glm41vProcessingInfo,
-)
+from vllm_glm41v_npu.processing.info import Glm41vDummyInputsBuilder, Glm41vProcessingInfo
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor  # noqa: E402
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "config_nested_rope_scaling"

@@ -9,12 +9,7 @@ from PIL import Image
 from transformers.models.glm4v.image_processing_glm4v import Glm4vImageProcessor
 
 from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits
-from vllm_glm41v_npu.processing.image import (
-    Picture,
-    open_picture,
-    picture_grid,
-    process_picture,
-)
+from vllm_glm41v_npu.processing.image import Picture, open_picture, picture_grid, process_picture
 
 GEOMETRY = PatchGeometry()
 LIMITS = PixelLimits(min_pixels=112 * 112, max_pixels=28 * 28 * 15000)

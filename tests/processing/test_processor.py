@@ -21,7 +21,7 @@ from vllm.multimodal.processing import TimingContext
 
 from tests.processing.conftest import MakeProcessor
 from tests.processing.oracle import channels_first, random_picture
-from vllm_glm41v_npu.platform import ATLAS_A2
+from vllm_glm41v_npu.backends import ATLAS_A2
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
 
 IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"

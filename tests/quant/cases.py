@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quantised checkpoints of the tests, what is asked of them, and the answers' reference."""
+"""The quantized checkpoints of the tests, what is asked of them, and the answers' reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm import LLM, SamplingParams
 
 from tests.end_to_end.cases import picture
 from tests.quant.reference import Checkpoint
-from vllm_glm41v_npu.quant.description import DESCRIPTION
+from vllm_glm41v_npu.checkpoint.description import DESCRIPTION
 
 DATA = Path(__file__).parents[1] / "data" / "msmodelslim"
 TEXT = "Who are you? 0123456789"
@@ -93,7 +93,7 @@ def write_mindie(source: Path, folder: Path) -> Path:
 
 
 def make_dynamic(layer: str, tensors: dict[str, torch.Tensor], kinds: dict[str, str]) -> None:
-    """Quantise a layer by output channel, and leave its bias."""
+    """Quantize a layer by output channel, and leave its bias."""
     weight = tensors[f"{layer}.weight"].float()
     for name in [name for name in tensors if name.startswith(f"{layer}.")]:
         if not name.endswith((".weight", ".bias")):

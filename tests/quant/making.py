@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantised forms of the float checkpoints of the tests, by this package's own quantiser."""
+"""Quantized forms of the float checkpoints of the tests, by this package's own quantizer."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from transformers import Glm4vForConditionalGeneration
 
 from tests.engines import Oracle
 from tests.quant.reference import Checkpoint
-from vllm_glm41v_npu.quant.description import DESCRIPTION
-from vllm_glm41v_npu.quant.quantiser import Request, quantise
+from vllm_glm41v_npu.checkpoint.description import DESCRIPTION
+from vllm_glm41v_npu.quant.quantizer import Request
+from vllm_glm41v_npu.quant.quantizer import quantize as quantize
 
 SAMPLES = 8
 """Conversations to calibrate on: ranges need not be good here, only the same everywhere."""
 
 
-def write_quantised(
+def write_quantized(
     source: Path, folder: Path, kind: str, dtype: str = "float16", also: Sequence[str] = ()
 ) -> Path:
-    """Quantise `source` to one type, the default layers and those of `also`; returns `folder`."""
-    quantise(Request(source, folder, kind, dtype, samples=SAMPLES, quantise=also))
+    """Quantize `source` to one type, the default layers and those of `also`; returns `folder`."""
+    quantize(Request(source, folder, kind, dtype, samples=SAMPLES, quantize=also))
     return folder
 
 
 def add_norm_biases(folder: Path) -> None:
-    """Give every RMSNorm of a quantised checkpoint a bias, in float32 as msModelSlim does."""
+    """Give every RMSNorm of a quantized checkpoint a bias, in float32 as msModelSlim does."""
     (path,) = folder.glob("*.safetensors")
     description = json.loads((folder / DESCRIPTION).read_text())
     tensors = load_file(path)
@@ -44,11 +45,11 @@ def add_norm_biases(folder: Path) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description))
 
 
-class QuantisedOracle(Oracle):
+class QuantizedOracle(Oracle):
     """transformers over the published formulas.
 
     Args:
-        model: The quantised checkpoint.
+        model: The quantized checkpoint.
         ranks: Over which the inputs of row-parallel layers are split.
     """
 

@@ -25,7 +25,7 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def static_integers(x: np.ndarray, layer: Arrays) -> np.ndarray:
-    """int64 [M, N]: what a static layer sums up before it dequantises."""
+    """int64 [M, N]: what a static layer sums up before it dequantizes."""
     steps = np.round(x / layer["input_scale"]) + layer["input_offset"]
     x_q = steps.clip(-128, 127).astype(np.int64)
     return x_q @ layer["weight"].astype(np.int64).T + layer["quant_bias"]
@@ -63,7 +63,7 @@ LINEAR = {"W8A8": static_linear, "W8A8S": static_linear, "W8A8_DYNAMIC": dynamic
 
 
 class ReferenceLinear(nn.Module):
-    """A quantised layer in transformers' network."""
+    """A quantized layer in transformers' network."""
 
     def __init__(self, kind: str, layer: Arrays, ranks: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Checkpoint:
             self.tensors[name.replace(".module.", ".")] = self.tensors.pop(name)
 
     def layers(self) -> dict[str, str]:
-        """Quantised layer to its type."""
+        """Quantized layer to its type."""
         return {
             name.removesuffix(".weight"): kind
             for name, kind in self.description.items()
@@ -107,7 +107,7 @@ class Checkpoint:
         }
 
     def network(self, ranks: int = 1) -> Glm4vForConditionalGeneration:
-        """transformers' network in float32, its quantised layers by the formulas."""
+        """transformers' network in float32, its quantized layers by the formulas."""
         network = Glm4vForConditionalGeneration(AutoConfig.from_pretrained(self.folder)).float()
         network.load_state_dict({k: v.float() for k, v in self.tensors.items()}, strict=False)
         for name, kind in self.layers().items():

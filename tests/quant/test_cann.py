@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.quant.test_codec import sparse_weight
-from vllm_glm41v_npu.quant import cann
-from vllm_glm41v_npu.quant.container import index_length
+from vllm_glm41v_npu.quant.w8a8sc import cann
+from vllm_glm41v_npu.quant.w8a8sc.container import index_length
 
 # Its stream is the input with the second half cut off: enough for the container's rules.
 STAND_IN = """#!{python}

@@ -13,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from vllm_glm41v_npu.quant.container import PARTS, Checksum, Compressed, ContainerError, stored_crc
-from vllm_glm41v_npu.quant.portable import OFFSET_BITS, decode, encode, entropy_bytes
+from vllm_glm41v_npu.quant.w8a8sc.container import (
+    PARTS,
+    Checksum,
+    Compressed,
+    ContainerError,
+    stored_crc,
+)
+from vllm_glm41v_npu.quant.w8a8sc.portable import OFFSET_BITS, decode, encode, entropy_bytes
 
 FIXTURE = Path(__file__).parents[1] / "data" / "msmodelslim" / "w8a8s_fp16"
 

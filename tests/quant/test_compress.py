@@ -17,12 +17,12 @@ from tests.quant.cases import write_mindie
 from tests.quant.compressing import DESCRIPTION, RUNNER, compress, everything, refused
 from tests.quant.test_sharding import FIXTURE, WEIGHTS, shards
 from vllm_glm41v_npu.cli import app
-from vllm_glm41v_npu.quant import compressor
-from vllm_glm41v_npu.quant.record import RECORD
-from vllm_glm41v_npu.quant.shards import ShardWriter, check_shards
-from vllm_glm41v_npu.sharding.saved import TYPE_MAP
+from vllm_glm41v_npu.quant.w8a8sc import compressor
+from vllm_glm41v_npu.quant.w8a8sc.record import RECORD
+from vllm_glm41v_npu.quant.w8a8sc.saved import TYPE_MAP
+from vllm_glm41v_npu.quant.w8a8sc.shards import ShardWriter, check_shards
 
-QUANTISED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj")
+QUANTIZED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_shards_are_what_sharded_state_loads(made: tuple[Path, int]) -> None:
     for rank in range(tp_size):
         tensors = everything(folder, rank)
         for index in range(2):
-            for layer in QUANTISED:
+            for layer in QUANTIZED:
                 name = f"language_model.model.layers.{index}.{layer}"
                 k, n = tensors[f"{name}.info"].tolist()[2:4]
                 assert tensors[f"{name}.weight"].dim() == 1
@@ -116,7 +116,7 @@ def test_the_report_adds_up(made: tuple[Path, int]) -> None:
         for rank in range(tp_size)
         for name, tensor in everything(folder, rank).items()
     ]
-    ours = tuple(f"{layer}.{part}" for layer in QUANTISED for part in ("weight", "index", "info"))
+    ours = tuple(f"{layer}.{part}" for layer in QUANTIZED for part in ("weight", "index", "info"))
     text = "language_model.model.layers."
     size = sum(n for n, name in parts if name.startswith(text) and name.endswith(ours))
     assert report["bytes"]["compressed"] == size

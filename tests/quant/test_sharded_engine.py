@@ -21,7 +21,7 @@ from tests.quant.compressing import DESCRIPTION, compress, damage, edit
 from tests.quant.reference import Checkpoint
 from tests.quant.test_cann import stand_in
 from tests.quant.test_sharding import FIXTURE, WEIGHTS
-from vllm_glm41v_npu.quant.record import RECORD
+from vllm_glm41v_npu.quant.w8a8sc.record import RECORD
 
 SHARDED: dict[str, Any] = OPTIONS | {"load_format": "sharded_state"}
 FIRST = "model-rank-0-part-0.safetensors"

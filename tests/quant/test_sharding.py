@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from tests.quant.cases import write_mindie
-from vllm_glm41v_npu.config import register_config
-from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+from vllm_glm41v_npu.checkpoint.config import register_config
+from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
 from vllm_glm41v_npu.models.weights import vllm_name
-from vllm_glm41v_npu.sharding.checkpoint import shard_checkpoint
-from vllm_glm41v_npu.sharding.split import ShardingError, check_split, split_of
+from vllm_glm41v_npu.quant.w8a8sc.ranks import shard_checkpoint
+from vllm_glm41v_npu.quant.w8a8sc.split import ShardingError, check_split, split_of
 
 FIXTURE = Path(__file__).parents[1] / "data" / "msmodelslim" / "w8a8s_fp16"
 WEIGHTS = "quant_model_weight_w8a8s.safetensors"
@@ -114,7 +114,7 @@ def test_o_proj_is_split_by_inputs_and_has_one_bias(source, split: Ranks) -> Non
 
 
 def test_scales_of_a_whole_layer_keep_their_value(source, split: Ranks) -> None:
-    """Guards the activations' quantisation: float32 as on disk, and the offset an int8."""
+    """Guards the activations' quantization: float32 as on disk, and the offset an int8."""
     for tensors in split.values():
         for layer, first in (("self_attn.qkv_proj", "self_attn.q_proj"), ("mlp.gate_up_proj",) * 2):
             scale = tensors[f"{LAYER}{layer}.input_scale"]
@@ -153,8 +153,8 @@ def test_every_parameter_is_there_and_none_else(split: Ranks) -> None:
             continue
         layer = f"{parent}.{fused.get(last, last)}"
         expected.add(f"{layer}.{suffix}")
-        quantised = last in ("q_proj", "o_proj", "gate_up_proj") and suffix == "weight"
-        if quantised and name.startswith("language_model.model.layers."):
+        quantized = last in ("q_proj", "o_proj", "gate_up_proj") and suffix == "weight"
+        if quantized and name.startswith("language_model.model.layers."):
             scales = ("input_scale", "input_offset", "deq_scale", "quant_bias")
             expected |= {f"{layer}.{scale}" for scale in scales}
     for index in range(2):
@@ -193,7 +193,7 @@ def test_a_vocabulary_that_is_no_multiple_is_padded(source, changed) -> None:
 
 def test_two_ranks_can_share_one_key_value_head() -> None:
     """Guards grouped-query attention with more ranks than heads: both get the same one."""
-    from vllm_glm41v_npu.sharding.split import Splitter
+    from vllm_glm41v_npu.quant.w8a8sc.split import Splitter
 
     config = config_of(FIXTURE)
     config.text_config.num_key_value_heads = 1

@@ -16,11 +16,16 @@ from safetensors.torch import load_file, save_file
 from tests.quant.compressing import DESCRIPTION, compress, damage, edit, everything
 from tests.quant.test_cann import stand_in
 from tests.quant.test_sharding import FIXTURE, shards
-from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, CPU
-from vllm_glm41v_npu.quant.container import PARTS, Compressed, ContainerError
-from vllm_glm41v_npu.quant.portable import decode
-from vllm_glm41v_npu.quant.record import RECORD, ShardError
-from vllm_glm41v_npu.quant.shards import ShardWriter, check_shards, stored_weights, verify_shard
+from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2, CPU
+from vllm_glm41v_npu.quant.w8a8sc.container import PARTS, Compressed, ContainerError
+from vllm_glm41v_npu.quant.w8a8sc.portable import decode
+from vllm_glm41v_npu.quant.w8a8sc.record import RECORD, ShardError
+from vllm_glm41v_npu.quant.w8a8sc.shards import (
+    ShardWriter,
+    check_shards,
+    stored_weights,
+    verify_shard,
+)
 
 
 def test_shards_decode_to_what_was_compressed(made: tuple[Path, int]) -> None:

@@ -15,10 +15,10 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tests.quant.cases import DATA, write_mindie, write_mixed
 from vllm_glm41v_npu import plugin
-from vllm_glm41v_npu.checkpoint import Checkpoint
-from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+from vllm_glm41v_npu.checkpoint.description import DESCRIPTION, Description
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint
+from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
 from vllm_glm41v_npu.models.weights import vllm_name
-from vllm_glm41v_npu.quant.description import DESCRIPTION, Description
 from vllm_glm41v_npu.quant.validation import CheckpointError, validate
 
 ATTENTION = "model.language_model.layers.0.self_attn."
@@ -103,7 +103,7 @@ SCALE = torch.full((256,), 0.01)
         ("q_proj.input_scale", torch.tensor([0.5]), r"take one input, but differ: .*q_proj.* 0.5"),
         ("k_proj.input_offset", torch.tensor([9.0]), r"take one input, but differ: .*k_proj.* 9"),
         ("o_proj.input_offset", torch.tensor([200.0]), "is 200; a whole number from -128"),
-        ("o_proj.weight_offset", torch.ones(256, 1), "is not zero; weights quantised symm"),
+        ("o_proj.weight_offset", torch.ones(256, 1), "is not zero; weights quantized symm"),
         ("o_proj.weight_scale", torch.zeros(256, 1), r"holds 0 \(256 such\)"),
     ],
 )
@@ -130,7 +130,7 @@ def test_wrong_description(copy: Path, name: str, kind: str, message: str) -> No
         check(copy)
 
 
-def test_quantised_output_projection(copy: Path) -> None:
+def test_quantized_output_projection(copy: Path) -> None:
     """Guards against a type where nothing computes it."""
     describe(copy, **{"lm_head.weight": "W8A8"})
     with pytest.raises(CheckpointError, match="not supported .*: W8A8 for 'lm_head.weight'"):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from vllm_glm41v_npu.serving.mindie import MindIERoutes
+from vllm_glm41v_npu.serving.mindie.routes import MindIERoutes
 
 
 class Response(NamedTuple):

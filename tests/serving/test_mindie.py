@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.serving.mindie_app import Inner, Response, call, events
-from vllm_glm41v_npu.serving.mindie import MindIERoutes
-from vllm_glm41v_npu.serving.mindie_chat import chat_body
-from vllm_glm41v_npu.serving.mindie_request import MAX_ITER_TIMES_VARIABLE
+from vllm_glm41v_npu.serving.mindie.chat import chat_body
+from vllm_glm41v_npu.serving.mindie.request import MAX_ITER_TIMES_VARIABLE
+from vllm_glm41v_npu.serving.mindie.routes import MindIERoutes
 
 
 def delta(index: int = 0, reason: str | None = None, **fields: Any) -> dict[str, Any]:

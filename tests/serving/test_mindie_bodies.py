@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.serving.asgi import BEARER, ask
-from vllm_glm41v_npu.serving import bodies, mindie, mindie_chat
+from vllm_glm41v_npu.serving import bodies
 from vllm_glm41v_npu.serving.bodies import MAX_BODY_VARIABLE
-from vllm_glm41v_npu.serving.mindie import MindIERoutes
+from vllm_glm41v_npu.serving.mindie import chat, routes
+from vllm_glm41v_npu.serving.mindie.routes import MindIERoutes
 
 ROUTES = ("/generate", "/generate_stream", "/v1/chat/completions")
 MIB = 1 << 20
@@ -58,7 +59,7 @@ def test_bodies_that_are_too_large(path: str, announced: bool) -> None:
     answer = ask(MindIERoutes(inner), path, headers, [b"a" * MIB] * 3)
     assert (answer.status, inner.asked) == (413, [])
     assert answer.read == 3 * MIB  # a client that is cut off would not read the answer
-    if path in mindie.ROUTES:
+    if path in routes.ROUTES:
         message = "Request body too large. Maximum allowed size is 2MB."
         assert answer.json == {"message": message}
     else:
@@ -88,9 +89,9 @@ def test_parsing_is_apart(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(mindie, "translate", noted(mindie.translate))
-    monkeypatch.setattr(mindie, "chat_body", noted(mindie.chat_body))
-    monkeypatch.setattr(mindie.json, "dumps", noted(json.dumps))
+    monkeypatch.setattr(routes, "translate", noted(routes.translate))
+    monkeypatch.setattr(routes, "chat_body", noted(routes.chat_body))
+    monkeypatch.setattr(routes.json, "dumps", noted(json.dumps))
     body = {"prompt": "a", "inputs": "a", "messages": [], "do_sample": False}
     assert ask(MindIERoutes(Inner()), path, [BEARER], [json.dumps(body).encode()]).status == 200
     threads.discard(threading.main_thread())  # the small answer, and this test's own call
@@ -111,8 +112,8 @@ def test_a_chat_of_vllms_own_form_is_not_parsed(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against parsing every body twice."""
-    monkeypatch.setattr(mindie_chat.json, "loads", lambda _: pytest.fail("parsed"))
-    assert mindie_chat.chat_body(body) is body
+    monkeypatch.setattr(chat.json, "loads", lambda _: pytest.fail("parsed"))
+    assert chat.chat_body(body) is body
 
 
 @pytest.mark.parametrize(
@@ -130,8 +131,8 @@ def test_mindies_forms_are_found(body: bytes, monkeypatch: pytest.MonkeyPatch) -
         parsed.append(data)
         return {}
 
-    monkeypatch.setattr(mindie_chat.json, "loads", parse)
-    mindie_chat.chat_body(body)
+    monkeypatch.setattr(chat.json, "loads", parse)
+    chat.chat_body(body)
     assert parsed == [body]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vllm_glm41v_npu.serving.mindie_fields import Refused
-from vllm_glm41v_npu.serving.mindie_request import NEITHER_STYLE, translate
+from vllm_glm41v_npu.serving.mindie.fields import Refused
+from vllm_glm41v_npu.serving.mindie.request import NEITHER_STYLE, translate
 
 PICTURE = {"type": "image_url", "image_url": "https://host/a.jpg"}
 VIDEO = {"type": "video_url", "video_url": "https://host/a.mp4"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_glm41v_npu.serving.mindie_request import Translation, translate
+from vllm_glm41v_npu.serving.mindie.request import Translation, translate
 
 PICTURE = {"type": "image_url", "image_url": "https://host/a.jpg"}
 VIDEO = {"type": "video_url", "video_url": "https://host/a.mp4"}

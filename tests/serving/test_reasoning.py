@@ -15,7 +15,7 @@ from vllm.reasoning import ReasoningParserManager
 from tests.checkpoints import TINY
 from tests.serving.answers import ANSWERS
 from vllm_glm41v_npu import plugin
-from vllm_glm41v_npu.platform import ATLAS_A2
+from vllm_glm41v_npu.backends import ATLAS_A2
 from vllm_glm41v_npu.serving import reasoning
 from vllm_glm41v_npu.serving.answer_parser import answer_parser
 

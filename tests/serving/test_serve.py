@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vllm_glm41v_npu.cli import app
-from vllm_glm41v_npu.serving.mindie_config import CHECKED, TRANSLATED, WITHOUT_MEANING
+from vllm_glm41v_npu.serving.mindie.config import CHECKED, TRANSLATED, WITHOUT_MEANING
 
 SEED: dict[str, Any] = {
     "ServerConfig": {"httpsEnabled": False, "port": 1040},

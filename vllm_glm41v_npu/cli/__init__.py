@@ -14,7 +14,7 @@ from vllm_glm41v_npu.cli.doctor import doctor
 from vllm_glm41v_npu.cli.page import page
 from vllm_glm41v_npu.cli.plan import plan
 from vllm_glm41v_npu.cli.quantize import quantize
-from vllm_glm41v_npu.cli.report import report
+from vllm_glm41v_npu.cli.report import UNREAD, report
 from vllm_glm41v_npu.cli.run import run
 from vllm_glm41v_npu.cli.serve import serve
 
@@ -25,7 +25,7 @@ app.command()(doctor)
 app.command()(plan)
 app.command()(page)
 app.command()(quantize)
-app.command()(report)
+app.command(hidden=True, context_settings=UNREAD)(report)
 app.command()(run)
 app.command()(serve)
 

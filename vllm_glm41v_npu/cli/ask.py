@@ -14,7 +14,7 @@ import typer
 from vllm_glm41v_npu.cli.errors import check_installed, fail
 from vllm_glm41v_npu.cli.printing import echo
 from vllm_glm41v_npu.cli.start import fitted
-from vllm_glm41v_npu.media_files import data_url, kind_of, read_file
+from vllm_glm41v_npu.processing.media_files import data_url, kind_of, read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image

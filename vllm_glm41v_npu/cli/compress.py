@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_glm41v_npu.checkpoint import BadFile, Checkpoint, read_header
+from vllm_glm41v_npu.checkpoint.folder import BadFile, Checkpoint, read_header
 from vllm_glm41v_npu.cli.errors import fail
 
 if TYPE_CHECKING:
-    from vllm_glm41v_npu.quant.compressor import Encode, Layer
-    from vllm_glm41v_npu.quant.description import Description
-    from vllm_glm41v_npu.sharding.split import Sink
+    from vllm_glm41v_npu.checkpoint.description import Description
+    from vllm_glm41v_npu.quant.w8a8sc.compressor import Encode, Layer
+    from vllm_glm41v_npu.quant.w8a8sc.split import Sink
 
 CHIP_DTYPE = "float16"
 """The only dtype of Atlas 310P, and so of W8A8S."""
@@ -58,7 +58,7 @@ def compress(
     OUTPUT appears when all is written. Exits with 1 where something cannot be read or written.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_glm41v_npu.quant.cann import CompressorError
+    from vllm_glm41v_npu.quant.w8a8sc.cann import CompressorError
 
     try:
         name, encode = _encoder(codec, cann_compressor)
@@ -76,14 +76,14 @@ def run(
     Raises:
         ValueError: `source` cannot be used, or `output` not be written.
     """
-    from vllm_glm41v_npu.quant.compressor import (
+    from vllm_glm41v_npu.checkpoint.description import Description
+    from vllm_glm41v_npu.quant.w8a8sc.compressor import (
         Compressor,
         check_description,
         copy_small_files,
         new_folder,
     )
-    from vllm_glm41v_npu.quant.description import Description
-    from vllm_glm41v_npu.sharding.saved import is_saved, shard_saved
+    from vllm_glm41v_npu.quant.w8a8sc.saved import is_saved, shard_saved
 
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; a W8A8S checkpoint was expected.")
@@ -101,8 +101,8 @@ def run(
 
 def _encoder(codec: Codec, cann_compressor: Path | None) -> tuple[str, Encode]:
     """The codec's name in the record, and what encodes one weight."""
-    from vllm_glm41v_npu.quant import cann, portable
-    from vllm_glm41v_npu.quant.record import CANN, PORTABLE
+    from vllm_glm41v_npu.quant.w8a8sc import cann, portable
+    from vllm_glm41v_npu.quant.w8a8sc.record import CANN, PORTABLE
 
     if codec is Codec.portable:
         return PORTABLE, portable.encode
@@ -113,11 +113,11 @@ def _shard(source: Path, description: Description, tp_size: int, sink: Sink) -> 
     """Check a checkpoint, and give `sink` every rank's tensors; whether norms have biases."""
     from transformers import AutoConfig
 
-    from vllm_glm41v_npu.config import register_config
-    from vllm_glm41v_npu.models.shapes import checkpoint_shapes
+    from vllm_glm41v_npu.checkpoint.config import register_config
+    from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
     from vllm_glm41v_npu.models.weights import vllm_name
     from vllm_glm41v_npu.quant.validation import validate
-    from vllm_glm41v_npu.sharding.checkpoint import shard_checkpoint
+    from vllm_glm41v_npu.quant.w8a8sc.ranks import shard_checkpoint
 
     register_config()
     config = AutoConfig.from_pretrained(source)
@@ -132,8 +132,8 @@ def _entries(description: Description, norm_biases: bool) -> dict[str, Any]:
     vllm-ascend gives every RMSNorm a bias where any name holds "norm.bias", so that of the
     merger's LayerNorm goes too, where the RMSNorms have none.
     """
-    from vllm_glm41v_npu.checkpoint import plain_name
-    from vllm_glm41v_npu.sharding.split import LAYER_NORM, is_norm_bias
+    from vllm_glm41v_npu.checkpoint.folder import plain_name
+    from vllm_glm41v_npu.quant.w8a8sc.split import LAYER_NORM, is_norm_bias
 
     def stays(name: str) -> bool:
         return norm_biases or not (is_norm_bias(name) or name.endswith(f"{LAYER_NORM}.bias"))

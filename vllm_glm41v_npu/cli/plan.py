@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_glm41v_npu.checkpoint import Json
+from vllm_glm41v_npu.checkpoint.folder import Json
 from vllm_glm41v_npu.cli.errors import fail
 
 
@@ -43,8 +43,8 @@ def plan(
     gpu_memory_utilization: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="As in vLLM.")
     ] = 0.9,
-    quantised_down_proj: Annotated[
-        bool, typer.Option("--quantised-down-proj", help="It is quantised like the other layers.")
+    quantized_down_proj: Annotated[
+        bool, typer.Option("--quantized-down-proj", help="It is quantized like the other layers.")
     ] = False,
     ratio: Annotated[
         float | None,
@@ -83,7 +83,7 @@ def plan(
             count,
             Model.read(model) if model else Model.published(),
             gpu_memory_utilization,
-            quantised_down_proj,
+            quantized_down_proj,
             COMPRESSED if ratio is None else Figure(ratio, COMPRESSED.unit, "--ratio"),
         )
         measured = live.measure(server.rstrip("/"), seconds, api_key) if server else None

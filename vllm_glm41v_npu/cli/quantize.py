@@ -15,7 +15,7 @@ from vllm_glm41v_npu.cli.errors import fail
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vllm_glm41v_npu.quant.quantiser import Report, Request
+    from vllm_glm41v_npu.quant.quantizer import Report, Request
 
 
 def quantize(
@@ -43,7 +43,7 @@ def quantize(
     ] = 3.0,
     quantize: Annotated[
         list[str] | None,
-        typer.Option(help="Quantise these too, such as '*.mlp.down_proj'. Repeatable."),
+        typer.Option(help="Quantize these too, such as '*.mlp.down_proj'. Repeatable."),
     ] = None,
     keep_float: Annotated[
         list[str] | None,
@@ -51,13 +51,13 @@ def quantize(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the built-in set and the choice of tokens.")] = 0,
 ) -> None:
-    """Quantise a checkpoint, with one layer in memory at a time; needs no NPU.
+    """Quantize a checkpoint, with one layer in memory at a time; needs no NPU.
 
     Exits with 2 where an argument or a file cannot be used. OUTPUT is there whole, or not at all.
     """
     from rich.console import Console
 
-    from vllm_glm41v_npu.quant.quantiser import QuantiserError, Request, Settings
+    from vllm_glm41v_npu.quant.quantizer import QuantizerError, Request, Settings
 
     settings = Settings(estimator=estimator, alpha=alpha, fraction=fraction, sigma=sigma)
     request = Request(
@@ -76,24 +76,24 @@ def quantize(
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         report = _run(request)
-    except QuantiserError as error:
+    except QuantizerError as error:
         fail(str(error))
     for name in report.unreadable:
         typer.echo(f"Warning: not used, because it cannot be read: {name}", err=True)
     Console().print(_table(report))
     typer.echo(
-        f"{output}: {report.type} for {report.dtype}, {len(report.layers)} layers quantised; "
+        f"{output}: {report.type} for {report.dtype}, {len(report.layers)} layers quantized; "
         f"calibrated on {report.samples} conversations of {report.tokens:,} tokens, "
         f"{len(report.unreadable)} files unreadable."
     )
 
 
 def _run(request: Request) -> Report:
-    """Quantise, with a bar on the terminal."""
+    """Quantize, with a bar on the terminal."""
     from rich import progress
     from rich.console import Console
 
-    from vllm_glm41v_npu.quant.quantiser import quantise
+    from vllm_glm41v_npu.quant.quantizer import quantize
 
     columns = (
         progress.BarColumn(),
@@ -107,7 +107,7 @@ def _run(request: Request) -> Report:
         def show(done: int, total: int, name: str) -> None:
             bar.update(task, completed=done, total=total, description=name)
 
-        return quantise(request, show)
+        return quantize(request, show)
 
 
 def _table(report: Report) -> Table:

@@ -1,48 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glm41v report`: what the benchmarks found, as a page."""
+"""`glm41v report`: where it went. To be removed in the release after 0.2."""
 
 from __future__ import annotations
-
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from vllm_glm41v_npu.cli.errors import fail
 
-NEEDED = ("jinja2", "matplotlib", "pydantic")
+UNREAD = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def report(
-    folder: Annotated[Path, typer.Argument(help="Where `python -m benchmarks.run` wrote to.")],
-    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    markdown: Annotated[
-        Path | None, typer.Option(help="Write it as Markdown too, without plots.")
-    ] = None,
-) -> None:
-    """Make one page of the results of benchmarks: tables, plots, and what was not measured.
-
-    Exits with 2 where the folder or a file in it is something else, and with 1 where a package is
-    missing or the page cannot be written.
-    """
-    if lacking := [name for name in NEEDED if find_spec(name) is None]:
-        fail(
-            f"{', '.join(lacking)} is not installed in this Python, and the report is made with "
-            "it: pip install 'vllm-glm41v-npu[report]'.",
-            code=1,
-        )
-    from vllm_glm41v_npu.reporting import page
-    from vllm_glm41v_npu.reporting.results import ResultsError, read
-
-    try:
-        results = read(folder)
-    except ResultsError as error:
-        fail(str(error))
-    try:
-        output.write_text(page.html(results), encoding="utf-8")
-        if markdown:
-            markdown.write_text(page.markdown(results), encoding="utf-8")
-    except OSError as error:
-        fail(f"{error.filename} cannot be written ({error.strerror}): choose another place.", 1)
-    typer.echo(f"{len(results)} results: {output}{f' and {markdown}' if markdown else ''}")
+def report(context: typer.Context) -> None:
+    """Moved: `python -m benchmarks.report`, in the project's repository."""
+    given = " ".join(context.args)
+    fail(
+        "`glm41v report` is not part of the wheel any more, as the benchmarks never were. In a "
+        f"clone of the repository run: python -m benchmarks.report {given}".rstrip()
+    )

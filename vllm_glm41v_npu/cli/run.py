@@ -29,11 +29,11 @@ from vllm_glm41v_npu.cli.errors import check_installed, fail
 from vllm_glm41v_npu.cli.printing import echo, one_line
 from vllm_glm41v_npu.cli.start import fitted
 from vllm_glm41v_npu.decoding import settings as decoding
-from vllm_glm41v_npu.media_files import kind_of
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary
 from vllm_glm41v_npu.offline.sampling import check_sampling
 from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
 from vllm_glm41v_npu.options import MICRO_BATCH
+from vllm_glm41v_npu.processing.media_files import kind_of
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -22,7 +22,7 @@ from vllm_glm41v_npu.cli.start import PortTaken, check_port, with_kv_cache
 from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.planning.kv_cache import NoRoom
 from vllm_glm41v_npu.serving.command import Settings, SettingsError
-from vllm_glm41v_npu.serving.mindie_config import read_config
+from vllm_glm41v_npu.serving.mindie.config import read_config
 
 
 def serve(

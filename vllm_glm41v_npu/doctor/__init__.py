@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from vllm_glm41v_npu.doctor import ascend, host, model, quantised, software
+from vllm_glm41v_npu.doctor import ascend, host, model, quantized, software
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, warn
 
@@ -34,7 +34,7 @@ CHECKS: tuple[Check, ...] = (
     model.model,
     model.config_form,
     model.weights,
-    quantised.checkpoint_type,
+    quantized.checkpoint_type,
     model.companions,
     model.dtype,
     model.memory,

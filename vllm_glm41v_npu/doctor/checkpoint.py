@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vllm_glm41v_npu.checkpoint import Json
+from vllm_glm41v_npu.checkpoint.folder import Json
 from vllm_glm41v_npu.doctor import child
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, warn
 from vllm_glm41v_npu.planning.kv_cache import HUB_NAME

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vllm_glm41v_npu.backends import UnsupportedBackend, current_backend
 from vllm_glm41v_npu.doctor.processes import run
-from vllm_glm41v_npu.platform import UnsupportedBackend, current_backend
 from vllm_glm41v_npu.plugin import ARCHITECTURE
 
 Json = dict[str, Any]
@@ -70,7 +70,7 @@ def _hub(name: str) -> Json:
 
 def _config(path: str) -> Json:
     """What is wrong with this config.json."""
-    from vllm_glm41v_npu.config import ConfigError, normalise
+    from vllm_glm41v_npu.checkpoint.config import ConfigError, normalise
 
     try:
         normalise(json.loads(Path(path).read_text()), path)

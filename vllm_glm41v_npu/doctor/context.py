@@ -12,14 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu import host_memory
-from vllm_glm41v_npu.checkpoint import Checkpoint
+from vllm_glm41v_npu.backends import Backend
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import child
 from vllm_glm41v_npu.doctor.checkpoint import locate
 from vllm_glm41v_npu.doctor.finding import Finding
 from vllm_glm41v_npu.doctor.npu_smi import Chip, parse
 from vllm_glm41v_npu.doctor.processes import Outcome, run
-from vllm_glm41v_npu.platform import Backend
+from vllm_glm41v_npu.planning import host_memory
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 

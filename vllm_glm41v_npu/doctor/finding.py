@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from vllm_glm41v_npu.problem import Problem
+from vllm_glm41v_npu.checkpoint.problem import Problem
 
 Status = Literal["ok", "warn", "fail", "skip"]
 

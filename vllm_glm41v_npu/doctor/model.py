@@ -6,8 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vllm_glm41v_npu import checkpoint_checks, processor_files
-from vllm_glm41v_npu.checkpoint import INDEX, Checkpoint
+from vllm_glm41v_npu.backends import Backend
+from vllm_glm41v_npu.checkpoint import file_checks, processor_files
+from vllm_glm41v_npu.checkpoint.folder import INDEX, Checkpoint
+from vllm_glm41v_npu.checkpoint.other_tools import tool_of
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import (
     Finding,
@@ -19,11 +21,9 @@ from vllm_glm41v_npu.doctor.finding import (
     skip,
     warn,
 )
-from vllm_glm41v_npu.doctor.quantised import static_dtype
+from vllm_glm41v_npu.doctor.quantized import static_dtype
 from vllm_glm41v_npu.dtype import auto_dtype
-from vllm_glm41v_npu.platform import Backend
 from vllm_glm41v_npu.plugin import MODEL_TYPE
-from vllm_glm41v_npu.quant.other_tools import tool_of
 
 NAMINGS = {  # beginnings of tensor names: who writes them
     "model.language_model.": "newer names (model.language_model., model.visual.)",
@@ -94,7 +94,7 @@ def weights(context: Context) -> Iterator[Finding]:
         found = f"{INDEX} names {len(absent)} tensors that no file has: {shortened(absent)}"
         yield fail("weights", found, "Download the index and the files again, of one revision.")
         return
-    if problem := next(checkpoint_checks.tensor_names(checkpoint), None):
+    if problem := next(file_checks.tensor_names(checkpoint), None):
         yield of_problem(problem)
         return
     naming = _naming(checkpoint)
@@ -123,16 +123,16 @@ def companions(context: Context) -> Iterator[Finding]:
         yield skip("tokenizer", "not downloaded")
         return
     good = {
-        "tokenizer": ", ".join(checkpoint_checks.NEEDED),
+        "tokenizer": ", ".join(file_checks.NEEDED),
         "token ids": "those of the tokenizer",
         "video processor": processor_files.VIDEO_CLASS,
-        "chat template": checkpoint_checks.template_file(checkpoint) or "",
+        "chat template": file_checks.template_file(checkpoint) or "",
     }
     checks = (
-        checkpoint_checks.companions,
-        checkpoint_checks.token_ids,
-        checkpoint_checks.videos,
-        checkpoint_checks.chat_template,
+        file_checks.companions,
+        file_checks.token_ids,
+        file_checks.videos,
+        file_checks.chat_template,
     )
     for (name, found), check in zip(good.items(), checks, strict=True):
         problem = next(check(checkpoint, checkpoint), None)
@@ -157,7 +157,7 @@ def dtype(context: Context) -> Iterator[Finding]:
     auto, made_for = _auto_dtype(checkpoint, backend), static_dtype(checkpoint)
     if made_for is not None and made_for not in backend.dtypes:
         found = f"the scales were made for {made_for}, and {backend.name} runs in {auto}"
-        yield fail("dtype", found, f"Quantise the {auto} model: its deq_scale is int64.")
+        yield fail("dtype", found, f"Quantize the {auto} model: its deq_scale is int64.")
     elif made_for is not None and auto not in (made_for, "float32"):
         found = f"the scales were made for {made_for}, and --dtype auto is {auto}"
         yield warn("dtype", found, f"Start with --dtype {made_for}: otherwise they are misread.")
@@ -194,7 +194,7 @@ def _npu_memory(context: Context, needed: int, what: str) -> Iterator[Finding]:
         advice = f"Start with --tensor-parallel-size {1 << (count - 1).bit_length()}."
         yield warn("model memory", f"{what}, more than one chip takes; {have}", advice)
     else:
-        advice = "Use a quantised checkpoint, or more chips."
+        advice = "Use a quantized checkpoint, or more chips."
         yield fail("model memory", f"{what}, more than all chips take; {have}", advice)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, Backend
+from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2, Backend
 
 BACKENDS = {"910B": ATLAS_A2, "310P": ATLAS_310P}
 """Beginnings of the names that npu-smi gives to a backend's chips."""

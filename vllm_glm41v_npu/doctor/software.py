@@ -16,9 +16,9 @@ from importlib.metadata import (
 )
 
 from vllm_glm41v_npu import __version__
+from vllm_glm41v_npu.backends import ATLAS_A2, CPU
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, warn
-from vllm_glm41v_npu.platform import ATLAS_A2, CPU
 from vllm_glm41v_npu.plugin import (
     MODEL_CLASS,
     OVERRIDE,

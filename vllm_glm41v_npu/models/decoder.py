@@ -29,10 +29,10 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.sequence import IntermediateTensors
 
-from .embedding import look_up_only
-from .lora import deinterleave_adapters
-from .overflow import summands
-from .rope import rotary_dim, text_rotary_embedding
+from vllm_glm41v_npu.models.embedding import look_up_only
+from vllm_glm41v_npu.models.lora import deinterleave_adapters
+from vllm_glm41v_npu.models.overflow import summands
+from vllm_glm41v_npu.models.rope import rotary_dim, text_rotary_embedding
 
 
 class DecoderAttention(nn.Module):
@@ -155,7 +155,7 @@ class DecoderLayer(nn.Module):
         self.post_self_attn_layernorm = RMSNorm(size, eps=eps)
         self.post_attention_layernorm = RMSNorm(size, eps=eps)
         self.post_mlp_layernorm = RMSNorm(size, eps=eps)
-        # The only ones who take what these norms return, so a quantised layer may have it in int8.
+        # The only ones who take what these norms return, so a quantized layer may have it in int8.
         # In tuples, so that the norms are no modules of theirs.
         self.self_attn.qkv_proj.input_norms = (self.input_layernorm,)
         self.mlp.gate_up_proj.input_norms = (self.post_attention_layernorm,)

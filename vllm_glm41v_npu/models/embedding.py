@@ -21,6 +21,6 @@ class EmbeddingLookup(UnquantizedEmbeddingMethod):
 
 
 def look_up_only(embedding: VocabParallelEmbedding) -> None:
-    """Say that `embedding` is no output projection; a quantised one keeps its own method."""
+    """Say that `embedding` is no output projection; a quantized one keeps its own method."""
     if isinstance(embedding.quant_method, UnquantizedEmbeddingMethod):
         embedding.quant_method = EmbeddingLookup()

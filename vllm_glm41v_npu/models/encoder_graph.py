@@ -20,8 +20,8 @@ from vllm.v1.worker.encoder_cudagraph_defs import (
     EncoderItemSpec,
 )
 
-from ..platform import current_backend
-from .vision import VisionTransformer
+from vllm_glm41v_npu.backends import current_backend
+from vllm_glm41v_npu.models.vision import VisionTransformer
 
 SMALLEST_BUDGET = 64
 """Merged tokens of a picture of 224 x 224 pixels."""

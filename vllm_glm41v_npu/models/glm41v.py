@@ -26,21 +26,21 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sequence import IntermediateTensors
 
-from ..processing.embeddings import PIXELS, Modality
-from ..processing.grid import PatchGeometry
-from ..processing.info import Glm41vDummyInputsBuilder, Glm41vProcessingInfo
-from ..processing.multimodal import Glm41vMultiModalProcessor
-from ..processing.prompt import TEXT
-from ..processing.settings import ImageSettings
-from .cpu_linear import space_weights
-from .encoder_graph import EncoderGraph
-from .language_model import LanguageModel
-from .lora import refuse_unknown_modules
-from .micro_batch import MicroBatch
-from .norm_bias import add_norm_biases
-from .overflow import LARGEST_START, GuardAfterLoading, guard_residual
-from .vision import VisionTransformer
-from .weights import HF_TO_VLLM, WeightLoader
+from vllm_glm41v_npu.cpu.float_linear import space_weights
+from vllm_glm41v_npu.models.encoder_graph import EncoderGraph
+from vllm_glm41v_npu.models.language_model import LanguageModel
+from vllm_glm41v_npu.models.lora import refuse_unknown_modules
+from vllm_glm41v_npu.models.micro_batch import MicroBatch
+from vllm_glm41v_npu.models.norm_bias import add_norm_biases
+from vllm_glm41v_npu.models.overflow import LARGEST_START, GuardAfterLoading, guard_residual
+from vllm_glm41v_npu.models.vision import VisionTransformer
+from vllm_glm41v_npu.models.weights import HF_TO_VLLM, WeightLoader
+from vllm_glm41v_npu.processing.embeddings import PIXELS, Modality
+from vllm_glm41v_npu.processing.grid import PatchGeometry
+from vllm_glm41v_npu.processing.info import Glm41vDummyInputsBuilder, Glm41vProcessingInfo
+from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
+from vllm_glm41v_npu.processing.prompt import TEXT
+from vllm_glm41v_npu.processing.settings import ImageSettings
 
 # Formats that fill the parameters otherwise, so that `load_weights` sees later updates alone.
 PARTIAL_FORMATS = ("dummy", "sharded_state", "runai_streamer_sharded", "tensorizer")
@@ -74,7 +74,7 @@ class Glm41vForConditionalGeneration(
         self.config = model_config.hf_config
         self.model_config = model_config
         self.multimodal_config = model_config.multimodal_config
-        self.quantised = vllm_config.quant_config is not None
+        self.quantized = vllm_config.quant_config is not None
         self.awq = "awq" in str(model_config.quantization)
         load_format = vllm_config.load_config.load_format
         self.starts_without_weights = load_format in PARTIAL_FORMATS
@@ -251,7 +251,7 @@ class Glm41vForConditionalGeneration(
             self,
             self.config,
             settings,
-            self.quantised,
+            self.quantized,
             complete=self.starts_without_weights,
             awq=self.awq,
         )

@@ -12,7 +12,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.utils import PPMissingLayer, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
-from .decoder import Decoder
+from vllm_glm41v_npu.models.decoder import Decoder
 
 
 class LanguageModel(nn.Module):

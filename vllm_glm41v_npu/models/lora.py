@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from vllm.model_executor.models.utils import PPMissingLayer
 
-from .rope import deinterleave
+from vllm_glm41v_npu.models.rope import deinterleave
 
 
 def deinterleave_adapters(qkv_proj: Any, head_dim: int, rotated: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.layernorm import RMSNorm
 
-from vllm_glm41v_npu.checkpoint import plain_name
+from vllm_glm41v_npu.checkpoint.folder import plain_name
 
 Normed: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the output channels of a quantised layer are in its tensors, and how to reorder them.
+"""Where the output channels of a quantized layer are in its tensors, and how to reorder them.
 
 The rows of q and k change their order at load (`rope.deinterleave`), and so must everything that
 has an entry for each of them: along another axis in AWQ and GPTQ, and eight or four of them in

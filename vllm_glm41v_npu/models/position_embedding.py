@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from .rope import merge_order
+from vllm_glm41v_npu.models.rope import merge_order
 
 CUBIC_A = -0.75
 """The cubic convolution coefficient of PyTorch's bicubic modes (Keys, 1981)."""

@@ -19,7 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.rotary_embedding.common import ApplyRotaryEmb
 
-from ..platform import current_backend
+from vllm_glm41v_npu.backends import current_backend
 
 
 def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tensor:
@@ -194,7 +194,7 @@ def text_rotary_embedding(config, dtype: torch.dtype, max_positions: int) -> nn.
     kernel = current_backend().text_rope
     if kernel == "rotary_embedding":
         return TextRotaryEmbedding(config, dtype)
-    from .rope_ascend import TEXT_CLASSES
+    from vllm_glm41v_npu.ascend.rope import TEXT_CLASSES
 
     return TEXT_CLASSES[kernel](config, dtype, max_positions)
 
@@ -203,6 +203,6 @@ def vision_rotary_embedding(head_dim: int, merge: int) -> nn.Module:
     """The vision tower's rope, in the class that fits the backend."""
     if not current_backend().is_ascend:
         return VisionRotaryEmbedding(head_dim, merge)
-    from .rope_ascend import AscendVisionRotaryEmbedding
+    from vllm_glm41v_npu.ascend.rope import AscendVisionRotaryEmbedding
 
     return AscendVisionRotaryEmbedding(head_dim, merge)

@@ -25,8 +25,8 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.vision import is_vit_use_data_parallel
 
-from .position_embedding import VisionEmbeddings
-from .rope import vision_rotary_embedding
+from vllm_glm41v_npu.models.position_embedding import VisionEmbeddings
+from vllm_glm41v_npu.models.rope import vision_rotary_embedding
 
 PIXEL_OFFSET = 128
 """Subtracted from a uint8 pixel before the patch embedding; exact in every dtype."""

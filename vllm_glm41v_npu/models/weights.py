@@ -18,13 +18,20 @@ from torch import nn
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import WeightsMapper, is_pp_missing_parameter
 
-from ..checkpoint import plain_name
-from ..processing.settings import ImageSettings
-from .norm_bias import take_norm_bias, unwrapped
-from .packed import LayoutError, reorder_channels
-from .rope import deinterleave, head_size, rotary_dim
-from .shapes import TEXT, VISION, Shape, checkpoint_shapes, fused_name, part_shapes
-from .vision import PIXEL_OFFSET
+from vllm_glm41v_npu.checkpoint.folder import plain_name
+from vllm_glm41v_npu.checkpoint.shapes import (
+    TEXT,
+    VISION,
+    Shape,
+    checkpoint_shapes,
+    fused_name,
+    part_shapes,
+)
+from vllm_glm41v_npu.models.norm_bias import take_norm_bias, unwrapped
+from vllm_glm41v_npu.models.packed import LayoutError, reorder_channels
+from vllm_glm41v_npu.models.rope import deinterleave, head_size, rotary_dim
+from vllm_glm41v_npu.models.vision import PIXEL_OFFSET
+from vllm_glm41v_npu.processing.settings import ImageSettings
 
 # The order matters: a newer prefix is replaced before an older one could match its rest.
 HF_TO_VLLM = WeightsMapper(
@@ -54,7 +61,7 @@ FUSED = {
 
 HEAD, EMBEDDING = "language_model.lm_head.weight", f"{TEXT}embed_tokens.weight"
 
-# Of a quantised layer that has a deq_scale, which is made of them; some methods do not keep them.
+# Of a quantized layer that has a deq_scale, which is made of them; some methods do not keep them.
 IN_DEQ_SCALE = ("weight_scale", "weight_offset")
 
 # Written by some trainers, computed here.
@@ -109,7 +116,7 @@ class WeightLoader:
         model: The network.
         config: The checkpoint's config.
         settings: How its pictures are normalised.
-        quantised: Layers may have other tensors than a float checkpoint's; vLLM's quantisation
+        quantized: Layers may have other tensors than a float checkpoint's; vLLM's quantization
             methods check those.
         complete: The parameters have values already, so a stream may hold any part of them.
         awq: The checkpoint is AWQ's, whose packed channels have an order of their own.
@@ -120,7 +127,7 @@ class WeightLoader:
         model: nn.Module,
         config: Any,
         settings: ImageSettings,
-        quantised: bool = False,
+        quantized: bool = False,
         complete: bool = False,
         awq: bool = False,
     ) -> None:
@@ -131,7 +138,7 @@ class WeightLoader:
         self.awq = awq
         self.text_config = config.text_config
         self.settings = settings
-        self.quantised = quantised
+        self.quantized = quantized
         self.complete = complete
         self.patch_embed: dict[str, torch.Tensor] = {}
 
@@ -170,7 +177,7 @@ class WeightLoader:
 
     def _check(self, disk_name: str, name: str, tensor: torch.Tensor) -> None:
         shape = self.shapes.get(name) or self.parts.get(name)
-        if self.quantised and shape != tuple(tensor.shape):
+        if self.quantized and shape != tuple(tensor.shape):
             return
         if shape is None:
             raise WeightError(
@@ -208,7 +215,7 @@ class WeightLoader:
                 yield f"{VISION}patch_embed.{part}", value
 
     def _deinterleave(self, disk_name: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Rows of q or k in half form; a quantised layer's tensors likewise."""
+        """Rows of q or k in half form; a quantized layer's tensors likewise."""
         layer, _, suffix = name.rpartition(".")
         rows = self.shapes[f"{layer}.weight"][0]
         head_dim, rotated = head_size(self.text_config), rotary_dim(self.text_config)
@@ -235,10 +242,10 @@ class WeightLoader:
             layer, _, suffix = name.rpartition(".")
             if suffix in IN_DEQ_SCALE and f"{layer}.deq_scale" in params:
                 return set()
-            if self.quantised and take_norm_bias(self.model, name, tensor):
+            if self.quantized and take_norm_bias(self.model, name, tensor):
                 return set()
             raise WeightError(
-                f"The checkpoint holds {name!r}, which the quantisation method of its layer does "
+                f"The checkpoint holds {name!r}, which the quantization method of its layer does "
                 "not know. Check that config.json's quantization_config belongs to the weights."
             )
         param = params[name]
@@ -246,7 +253,7 @@ class WeightLoader:
         return {name}
 
     def _require_all(self, seen: set[str], naming: dict[str, str]) -> None:
-        layers = {name.rpartition(".")[0] for name in seen} if self.quantised else set()
+        layers = {name.rpartition(".")[0] for name in seen} if self.quantized else set()
         missing = {
             name: shape
             for name, shape in self._expected(seen).items()

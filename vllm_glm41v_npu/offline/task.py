@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.media_files import data_url, kind_of, read_file
+from vllm_glm41v_npu.processing.media_files import data_url, kind_of, read_file
 
 MEDIA_TYPES = {"image": "image/png", "video": "video/mp4"}
 """Labels of data URLs. Only the kind counts: decoders look at the content."""

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vllm_glm41v_npu.media_files import PICTURES, VIDEOS, is_medium, open_file
 from vllm_glm41v_npu.offline.sampling import SETTINGS, check_sampling, is_unicode
 from vllm_glm41v_npu.offline.task import Task, TaskError
+from vllm_glm41v_npu.processing.media_files import PICTURES, VIDEOS, is_medium, open_file
 
 __all__ = ["Task", "TaskError", "find_tasks"]
 

@@ -14,14 +14,21 @@ from gradio import processing_utils
 from PIL import Image
 from starlette.middleware import Middleware
 
+from vllm_glm41v_npu.page.conversation import (
+    ERROR,
+    NOTE,
+    MediaError,
+    Message,
+    last_media,
+    open_picture,
+    request,
+)
+from vllm_glm41v_npu.page.guard import LIMITS, BoundedBodies, Names, OwnPageOnly
+from vllm_glm41v_npu.page.headers import NothingFromElsewhere
+from vllm_glm41v_npu.page.labels import CHINESE, ENGLISH
+from vllm_glm41v_npu.page.reply import Reply
+from vllm_glm41v_npu.page.server import Server, ServerError
 from vllm_glm41v_npu.serving.grounding import Box, draw_boxes
-
-from .conversation import ERROR, NOTE, MediaError, Message, last_media, open_picture, request
-from .guard import LIMITS, BoundedBodies, Names, OwnPageOnly
-from .headers import NothingFromElsewhere
-from .labels import CHINESE, ENGLISH
-from .reply import Reply
-from .server import Server, ServerError
 
 FORGET = (3600, 24 * 3600)
 """Every hour, files that were uploaded a day ago."""

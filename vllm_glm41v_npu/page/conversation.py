@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vllm_glm41v_npu.media_files import data_url
+from vllm_glm41v_npu.processing.media_files import data_url
 from vllm_glm41v_npu.processing.picture_formats import formats
 
 NOTE, ERROR = "note", "error"

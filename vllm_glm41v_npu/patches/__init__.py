@@ -12,7 +12,7 @@ import functools
 from importlib import import_module
 from typing import Any
 
-from vllm_glm41v_npu.platform import Backend
+from vllm_glm41v_npu.backends import Backend
 
 EVERYWHERE = (
     "drained_shutdown",

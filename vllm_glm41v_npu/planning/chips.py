@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_glm41v_npu.platform import ATLAS_310P, ATLAS_A2, Backend
+from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2, Backend
 
 
 class PlanError(ValueError):

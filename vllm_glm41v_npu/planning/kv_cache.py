@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from vllm_glm41v_npu import host_memory
-from vllm_glm41v_npu.checkpoint import FLOAT_BYTES, Checkpoint
+from vllm_glm41v_npu.backends import cpu_backend, starts_on_cpu
+from vllm_glm41v_npu.checkpoint.folder import FLOAT_BYTES, Checkpoint
 from vllm_glm41v_npu.dtype import auto_dtype
+from vllm_glm41v_npu.planning import host_memory
 from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, Model
-from vllm_glm41v_npu.platform import cpu_backend, starts_on_cpu
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -132,9 +132,9 @@ def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path)
             network = Model.read(folder)
         except ValueError:
             return None
-        quantised = bool((checkpoint.quantization_config or {}).get("quant_method"))
+        quantized = bool((checkpoint.quantization_config or {}).get("quant_method"))
         if dtype == "auto":
-            dtype = auto_dtype(backend, checkpoint.dtype, quantised)
+            dtype = auto_dtype(backend, checkpoint.dtype, quantized)
         sizes = [tensor.size_in(dtype) for tensor in checkpoint.tensors.values()]
         weights = sum(sizes) or network.total * _float_bytes(dtype)
         most = network.text.max_position_embeddings
@@ -169,7 +169,7 @@ def _refusal(memory: host_memory.Memory, needs: Needs, left: int) -> str:
         f"The model does not fit: {_gib(memory.available)} of memory are free, the weights take "
         f"{_gib(needs.weights)} in {needs.dtype}, a request of {needs.length} tokens takes "
         f"{_gib(needs.request)}, and the processes take {_gib(PROCESSES)} and more. End other "
-        f"programs, {shorter}or use a quantised checkpoint; to try it all the same, set {KV_SPACE} "
+        f"programs, {shorter}or use a quantized checkpoint; to try it all the same, set {KV_SPACE} "
         "(GiB)."
     )
 

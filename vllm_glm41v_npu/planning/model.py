@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeGuard
 
-from vllm_glm41v_npu.checkpoint import Checkpoint
-from vllm_glm41v_npu.models.shapes import TEXT, VISION, checkpoint_shapes
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint
+from vllm_glm41v_npu.checkpoint.shapes import TEXT, VISION, checkpoint_shapes
 from vllm_glm41v_npu.planning.chips import PlanError
 from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits, smart_resize
 
@@ -115,7 +115,7 @@ class Model:
 
     @property
     def linear(self) -> int:
-        """Of the decoder's linear layers, which may be quantised."""
+        """Of the decoder's linear layers, which may be quantized."""
         return self._count(f"{TEXT}layers.", "_proj.weight")
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from vllm_glm41v_npu import __version__
-from vllm_glm41v_npu.checkpoint import Json
+from vllm_glm41v_npu.checkpoint.folder import Json
 from vllm_glm41v_npu.planning.live import Measured
 from vllm_glm41v_npu.planning.load import Load
 from vllm_glm41v_npu.planning.roofline import Bound, Memory, Plan
@@ -77,8 +77,8 @@ def _server(measured: Measured, first_token: float, token: float) -> Json:
 def _notes(plan: Plan, load: Load, memory: Memory, measured: Measured | None) -> Iterator[str]:
     if guesses := [name for name, figure in plan.figures.items() if figure.guess]:
         yield f"Guessed, so what rests on them is too: {', '.join(guesses)}."
-    if plan.type.is_int8 and not plan.quantised_down_proj:
-        yield "down_proj is taken to be in 16 bits, as it is unless it was quantised on request."
+    if plan.type.is_int8 and not plan.quantized_down_proj:
+        yield "down_proj is taken to be in 16 bits, as it is unless it was quantized on request."
     if not memory.kv_cache:
         yield "The weights do not fit: take more or larger cards, or a smaller type."
     elif memory.sequences < load.batch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vllm_glm41v_npu.models.shapes import uneven
+from vllm_glm41v_npu.checkpoint.shapes import uneven
 from vllm_glm41v_npu.planning.chips import Card, Figure, PlanError, Type
 from vllm_glm41v_npu.planning.model import Model, Picture
 
@@ -77,7 +77,7 @@ class Plan:
         cards: How many; all their chips are one tensor-parallel group.
         model: The published one by default.
         utilization: vLLM's --gpu-memory-utilization.
-        quantised_down_proj: It is quantised like the other layers, where any are.
+        quantized_down_proj: It is quantized like the other layers, where any are.
         ratio: What W8A8SC leaves of a weight.
 
     Raises:
@@ -89,7 +89,7 @@ class Plan:
     cards: int = 1
     model: Model = field(default_factory=Model.published)
     utilization: float = 0.9
-    quantised_down_proj: bool = False
+    quantized_down_proj: bool = False
     ratio: Figure = COMPRESSED
 
     def __post_init__(self) -> None:
@@ -124,16 +124,16 @@ class Plan:
         return figures
 
     @property
-    def _quantised(self) -> int:
+    def _quantized(self) -> int:
         """Weights that are multiplied in int8."""
         if not self.type.is_int8:
             return 0
-        return self.model.linear - (0 if self.quantised_down_proj else self.model.down_proj)
+        return self.model.linear - (0 if self.quantized_down_proj else self.model.down_proj)
 
     @property
     def _saved(self) -> float:
-        """Bytes that quantising takes off all weights in 16 bits."""
-        return self._quantised * (2 - (self.ratio.value if self.type.is_compressed else 1))
+        """Bytes that quantizing takes off all weights in 16 bits."""
+        return self._quantized * (2 - (self.ratio.value if self.type.is_compressed else 1))
 
     @property
     def weight_bytes(self) -> float:
@@ -186,8 +186,8 @@ class Plan:
 
     def _layers(self, tokens: float) -> float:
         """Seconds of the decoder's linear layers."""
-        in_float = self._compute(2 * (self.model.linear - self._quantised) * tokens)
-        return in_float + 2 * self._quantised * tokens / (self.card.int8.value * self.chips)
+        in_float = self._compute(2 * (self.model.linear - self._quantized) * tokens)
+        return in_float + 2 * self._quantized * tokens / (self.card.int8.value * self.chips)
 
     def _attention(self, queries: float, keys: float) -> float:
         text = self.model.text

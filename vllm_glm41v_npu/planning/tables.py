@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from vllm_glm41v_npu.checkpoint import Json
+from vllm_glm41v_npu.checkpoint.folder import Json
 
 SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"))
 LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))

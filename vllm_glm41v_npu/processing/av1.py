@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .jpeg2000 import HeaderRefused
+from vllm_glm41v_npu.processing.jpeg2000 import HeaderRefused
 
 MAX_STEPS = 300_000
 """Numbers and units that are read, some tenths of a second; an animation of 10,000 frames has a

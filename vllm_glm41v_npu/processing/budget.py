@@ -18,7 +18,7 @@ from functools import cache
 from threading import Lock
 from typing import Generic, TypeVar
 
-from .limits import mebibytes
+from vllm_glm41v_npu.processing.limits import mebibytes
 
 REQUEST_VARIABLE = "VLLM_GLM41V_NPU_MAX_REQUEST_MB"
 PROCESS_VARIABLE = "VLLM_GLM41V_NPU_MAX_MEDIA_MB"

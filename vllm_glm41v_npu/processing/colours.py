@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .settings import logger
+from vllm_glm41v_npu.processing.settings import logger
 
 RGB = "RGB"
 WHITE = (255, 255, 255)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from io import BytesIO
 from time import monotonic
 
-from .budget import RequestEnded, check_alive
-from .limits import positive
+from vllm_glm41v_npu.processing.budget import RequestEnded, check_alive
+from vllm_glm41v_npu.processing.limits import positive
 
 SECONDS_VARIABLE, DEFAULT_SECONDS = "VLLM_GLM41V_NPU_MAX_VIDEO_SECONDS", 120
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 
-from .budget import Lease, Share
+from vllm_glm41v_npu.processing.budget import Lease, Share
 
 _STEP = 1 << 20  # bytes that a download of unknown size takes at a time
 _CURRENT: ContextVar[Lease | None] = ContextVar("download", default=None)

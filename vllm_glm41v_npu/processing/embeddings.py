@@ -12,7 +12,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.media.image import ImageEmbeddingMediaIO
 from vllm.multimodal.parse import DictEmbeddingItems
 
-from .grid import PatchGeometry
+from vllm_glm41v_npu.processing.grid import PatchGeometry
 
 Modality = Literal["image", "video"]
 

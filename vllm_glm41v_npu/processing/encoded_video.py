@@ -16,14 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from .containers import KNOWN, format_of
-from .decode_time import TooMuchWork
-from .grid import PatchGeometry, smart_resize
-from .mp4_tables import claims_too_much
-from .sampling import FPS_WHERE_UNKNOWN, Timeline, VideoSettings, sample_frames
-from .settings import SAMPLING_KEYS, logger
-from .video import ProcessedVideo, Selection, check_count, cut_video
-from .video_reader import MAX_FRAMES, DecodeError, FrameTimes, Header, VideoReader
+from vllm_glm41v_npu.processing.containers import KNOWN, format_of
+from vllm_glm41v_npu.processing.decode_time import TooMuchWork
+from vllm_glm41v_npu.processing.grid import PatchGeometry, smart_resize
+from vllm_glm41v_npu.processing.mp4_tables import claims_too_much
+from vllm_glm41v_npu.processing.sampling import (
+    FPS_WHERE_UNKNOWN,
+    Timeline,
+    VideoSettings,
+    sample_frames,
+)
+from vllm_glm41v_npu.processing.settings import SAMPLING_KEYS, logger
+from vllm_glm41v_npu.processing.video import ProcessedVideo, Selection, check_count, cut_video
+from vllm_glm41v_npu.processing.video_reader import (
+    MAX_FRAMES,
+    DecodeError,
+    FrameTimes,
+    Header,
+    VideoReader,
+)
 
 BACKENDS = ("opencv", "pyav")
 """What vLLM calls its decoders. Both are FFmpeg, which is called through PyAV here, whichever is

@@ -24,9 +24,9 @@ from vllm import envs
 from vllm.connections import _is_retryable
 from yarl import URL
 
-from .addresses import connector, is_public, literal, proxy_for, refused
-from .downloads import claim
-from .limits import mebibytes
+from vllm_glm41v_npu.processing.addresses import connector, is_public, literal, proxy_for, refused
+from vllm_glm41v_npu.processing.downloads import claim
+from vllm_glm41v_npu.processing.limits import mebibytes
 
 MAX_MEGABYTES = {"VLLM_GLM41V_NPU_MAX_IMAGE_MB": 100, "VLLM_GLM41V_NPU_MAX_VIDEO_MB": 512}
 """Environment variables of the largest files, and their defaults, in MiB."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .budget import check_alive
+from vllm_glm41v_npu.processing.budget import check_alive
 
 _LARGEST = 255
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 
-from .colours import to_rgb
-from .grid import PatchGeometry, PixelLimits, smart_resize
+from vllm_glm41v_npu.processing.colours import to_rgb
+from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits, smart_resize
 
 _HOW_TO_OPEN: dict[type, str] = {
     Path: "Open the file: PIL.Image.open(path).",

@@ -18,24 +18,29 @@ from vllm.multimodal.processing import (
     InputProcessingContext,
 )
 
-from ..platform import current_backend
-from .budget import process_budget
-from .decode_time import DecodeTime
-from .fetching import MAX_MEGABYTES, max_bytes
-from .grid import PatchGeometry, largest_picture, largest_video, smart_resize
-from .media import Glm41vMediaConnector
-from .parser import Glm41vDataParser
-from .prompt import TEXT, Placeholder
-from .refusals import callers_error
-from .sampling import VideoSettings
-from .settings import (
+from vllm_glm41v_npu.backends import current_backend
+from vllm_glm41v_npu.processing.budget import process_budget
+from vllm_glm41v_npu.processing.decode_time import DecodeTime
+from vllm_glm41v_npu.processing.fetching import MAX_MEGABYTES, max_bytes
+from vllm_glm41v_npu.processing.grid import (
+    PatchGeometry,
+    largest_picture,
+    largest_video,
+    smart_resize,
+)
+from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.parser import Glm41vDataParser
+from vllm_glm41v_npu.processing.prompt import TEXT, Placeholder
+from vllm_glm41v_npu.processing.refusals import callers_error
+from vllm_glm41v_npu.processing.sampling import VideoSettings
+from vllm_glm41v_npu.processing.settings import (
     REQUEST_KWARGS,
     SERVER_KWARGS,
     ImageSettings,
     PixelSettings,
     overrides_for,
 )
-from .video_loading import Preparation
+from vllm_glm41v_npu.processing.video_loading import Preparation
 
 S = TypeVar("S", bound=PixelSettings)
 

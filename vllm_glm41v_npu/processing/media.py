@@ -20,9 +20,9 @@ from vllm.multimodal.media.base import MediaIO
 from vllm.multimodal.media.connector import global_thread_pool
 from vllm.multimodal.video import get_video_loader_backend_for_processor
 
-from .budget import Plan, process_budget
-from .downloads import claim, download
-from .fetching import (
+from vllm_glm41v_npu.processing.budget import Plan, process_budget
+from vllm_glm41v_npu.processing.downloads import claim, download
+from vllm_glm41v_npu.processing.fetching import (
     MediaRefused,
     fetch,
     fetch_async,
@@ -31,10 +31,10 @@ from .fetching import (
     read_file,
     split_data_url,
 )
-from .media_io import PlannedIO
-from .picture_loading import PictureIO
-from .refusals import callers_error
-from .video_loading import EncodedVideoIO, GuardedVideoIO, Preparation
+from vllm_glm41v_npu.processing.media_io import PlannedIO
+from vllm_glm41v_npu.processing.picture_loading import PictureIO
+from vllm_glm41v_npu.processing.refusals import callers_error
+from vllm_glm41v_npu.processing.video_loading import EncodedVideoIO, GuardedVideoIO, Preparation
 
 _VIDEO_PROCESSORS = (None, "Glm4vVideoProcessor")
 

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 from vllm.multimodal.media.base import MediaIO
 
-from .budget import Plan
-from .fetching import decode_base64
+from vllm_glm41v_npu.processing.budget import Plan
+from vllm_glm41v_npu.processing.fetching import decode_base64
 
 T = TypeVar("T")
 

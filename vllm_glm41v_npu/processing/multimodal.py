@@ -23,15 +23,15 @@ from vllm.multimodal.processing import (
 )
 from vllm.multimodal.processing.processor import MultiModalPromptUpdates, PlaceholderFeaturesInfo
 
-from .embeddings import TIMESTAMPS, fields
-from .encoded_video import EncodedVideo
-from .image import Picture, picture_grid, process_picture
-from .info import Glm41vProcessingInfo
-from .parser import Video
-from .prompt import Expansion
-from .refusals import callers_error
-from .settings import logger
-from .video import ProcessedVideo
+from vllm_glm41v_npu.processing.embeddings import TIMESTAMPS, fields
+from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
+from vllm_glm41v_npu.processing.image import Picture, picture_grid, process_picture
+from vllm_glm41v_npu.processing.info import Glm41vProcessingInfo
+from vllm_glm41v_npu.processing.parser import Video
+from vllm_glm41v_npu.processing.prompt import Expansion
+from vllm_glm41v_npu.processing.refusals import callers_error
+from vllm_glm41v_npu.processing.settings import logger
+from vllm_glm41v_npu.processing.video import ProcessedVideo
 
 
 class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):

@@ -18,12 +18,12 @@ from vllm.multimodal.parse import (
     VideoProcessorItems,
 )
 
-from .embeddings import parse_embeddings
-from .encoded_video import EncodedVideo
-from .frames import check_frames, stack_frames
-from .grid import PatchGeometry
-from .image import open_picture
-from .video import DecodedVideo
+from vllm_glm41v_npu.processing.embeddings import parse_embeddings
+from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
+from vllm_glm41v_npu.processing.frames import check_frames, stack_frames
+from vllm_glm41v_npu.processing.grid import PatchGeometry
+from vllm_glm41v_npu.processing.image import open_picture
+from vllm_glm41v_npu.processing.video import DecodedVideo
 
 Video = DecodedVideo | EncodedVideo
 

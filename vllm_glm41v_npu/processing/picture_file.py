@@ -14,12 +14,18 @@ from io import BytesIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from .av1 import av1_sizes
-from .budget import Plan, RequestEnded, check_alive
-from .colours import RGB, WHITE, Colour, is_deep, to_rgb
-from .image import UPRIGHT, check_pixels, orientation, undecodable, upright
-from .jpeg2000 import HeaderRefused, codestream_size
-from .picture_formats import formats
+from vllm_glm41v_npu.processing.av1 import av1_sizes
+from vllm_glm41v_npu.processing.budget import Plan, RequestEnded, check_alive
+from vllm_glm41v_npu.processing.colours import RGB, WHITE, Colour, is_deep, to_rgb
+from vllm_glm41v_npu.processing.image import (
+    UPRIGHT,
+    check_pixels,
+    orientation,
+    undecodable,
+    upright,
+)
+from vllm_glm41v_npu.processing.jpeg2000 import HeaderRefused, codestream_size
+from vllm_glm41v_npu.processing.picture_formats import formats
 
 _HELD = 4  # bytes of a pixel in Pillow's RGB, as in most of its modes
 _DEPTHS = {"1": 1, "L": 1, "P": 1}

@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 from vllm.multimodal.media import ImageMediaIO, MediaWithBytes
 
-from .budget import Plan
-from .colours import WHITE
-from .media_io import PlannedIO
-from .picture_file import plan_picture
+from vllm_glm41v_npu.processing.budget import Plan
+from vllm_glm41v_npu.processing.colours import WHITE
+from vllm_glm41v_npu.processing.media_io import PlannedIO
+from vllm_glm41v_npu.processing.picture_file import plan_picture
 
 _BACKGROUND = "rgba_background_color"
 

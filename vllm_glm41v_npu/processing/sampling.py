@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..processor_files import VIDEOS, unknown_video_class
-from .grid import PatchGeometry, PixelLimits
-from .settings import REQUEST_KWARGS, SERVER_KWARGS, PixelSettings, logger
+from vllm_glm41v_npu.checkpoint.processor_files import VIDEOS, unknown_video_class
+from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits
+from vllm_glm41v_npu.processing.settings import REQUEST_KWARGS, SERVER_KWARGS, PixelSettings, logger
 
 _MOST_FRAMES = 1e9  # beyond any video
 _HIGHEST_FPS = 1e6  # no clip has more, and numbers beyond it overflow

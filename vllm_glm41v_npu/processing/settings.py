@@ -10,8 +10,8 @@ from typing import ClassVar, TypeVar
 from vllm.logger import init_logger
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
-from ..processor_files import PICTURES, Place
-from .grid import PatchGeometry, PixelLimits
+from vllm_glm41v_npu.checkpoint.processor_files import PICTURES, Place
+from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits
 
 SERVER_KWARGS, REQUEST_KWARGS = "--mm-processor-kwargs", "mm_processor_kwargs"
 """What messages call the two places where settings are given."""

@@ -15,11 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .grid import PatchGeometry, smart_resize
-from .image import cut_patches, resize, to_tensor
-from .sampling import FPS_WHERE_UNKNOWN, Timeline, VideoSettings, pad_to_pairs, sample_frames
-from .settings import logger
-from .video_metadata import read_metadata
+from vllm_glm41v_npu.processing.grid import PatchGeometry, smart_resize
+from vllm_glm41v_npu.processing.image import cut_patches, resize, to_tensor
+from vllm_glm41v_npu.processing.sampling import (
+    FPS_WHERE_UNKNOWN,
+    Timeline,
+    VideoSettings,
+    pad_to_pairs,
+    sample_frames,
+)
+from vllm_glm41v_npu.processing.settings import logger
+from vllm_glm41v_npu.processing.video_metadata import read_metadata
 
 
 @dataclass(frozen=True)

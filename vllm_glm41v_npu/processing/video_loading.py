@@ -10,14 +10,14 @@ from typing import Any
 
 from vllm.multimodal.media import ImageMediaIO, VideoMediaIO
 
-from .budget import Plan
-from .containers import WELL_MARKED, format_of
-from .encoded_video import EncodedVideo
-from .grid import PatchGeometry
-from .media_io import PlannedIO
-from .mp4_tables import claims_too_much
-from .sampling import VideoSettings
-from .sent_frames import MEDIA_TYPE, plan_frames
+from vllm_glm41v_npu.processing.budget import Plan
+from vllm_glm41v_npu.processing.containers import WELL_MARKED, format_of
+from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
+from vllm_glm41v_npu.processing.grid import PatchGeometry
+from vllm_glm41v_npu.processing.media_io import PlannedIO
+from vllm_glm41v_npu.processing.mp4_tables import claims_too_much
+from vllm_glm41v_npu.processing.sampling import VideoSettings
+from vllm_glm41v_npu.processing.sent_frames import MEDIA_TYPE, plan_frames
 
 _REMEMBERED = 256
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .containers import FORMATS
-from .decode_time import DecodeTime, Source, TooMuchWork
+from vllm_glm41v_npu.processing.containers import FORMATS
+from vllm_glm41v_npu.processing.decode_time import DecodeTime, Source, TooMuchWork
 
 MAX_FRAMES = 500_000
 """Frames of a file, over 4 hours at 30 a second; more are a day's work for the decoder."""

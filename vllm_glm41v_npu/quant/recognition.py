@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.checkpoint import Checkpoint
-from vllm_glm41v_npu.platform import Backend
-from vllm_glm41v_npu.quant.description import (
+from vllm_glm41v_npu.backends import Backend
+from vllm_glm41v_npu.checkpoint.description import (
     DESCRIPTION,
     METHOD,
     Description,
     DescriptionError,
     find,
 )
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 
 Expects = Callable[[Any], tuple[Mapping[str, tuple[int, ...]], Callable[[str], str]]]
 """From a model's config: the shapes of a float checkpoint's tensors by their names in vLLM, and
@@ -41,8 +41,8 @@ logger = logging.getLogger(f"vllm.{__name__}")
 
 
 @functools.cache
-def register_quantisation(backend: Backend, architecture: str, expects: Expects) -> None:
-    """Let vLLM recognise and validate quantised checkpoints of this model, and run them on a CPU.
+def register_quantization(backend: Backend, architecture: str, expects: Expects) -> None:
+    """Let vLLM recognise and validate quantized checkpoints of this model, and run them on a CPU.
 
     Args:
         backend: What computes.
@@ -53,14 +53,14 @@ def register_quantisation(backend: Backend, architecture: str, expects: Expects)
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
     if backend.is_ascend:
-        import vllm_glm41v_npu.quant.ascend.config  # noqa: F401  registers itself
+        import vllm_glm41v_npu.ascend.quant_config  # noqa: F401  registers itself
     else:
-        from vllm_glm41v_npu.quant.config import AscendConfig
+        from vllm_glm41v_npu.cpu.quant_config import AscendConfig
 
         register_quantization_config(METHOD)(AscendConfig)
     before = MODELS_CONFIG_MAP.get(architecture) or VerifyAndUpdateConfig
 
-    class QuantisationCheck(VerifyAndUpdateConfig):
+    class QuantizationCheck(VerifyAndUpdateConfig):
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
             before.verify_and_update_model_config(model_config)
@@ -71,7 +71,7 @@ def register_quantisation(backend: Backend, architecture: str, expects: Expects)
             before.verify_and_update_config(vllm_config)
             check(vllm_config, backend, expects)
 
-    MODELS_CONFIG_MAP[architecture] = QuantisationCheck
+    MODELS_CONFIG_MAP[architecture] = QuantizationCheck
 
 
 def recognise(model_config: Any) -> None:
@@ -110,7 +110,7 @@ def _check_whole(vllm_config: Any, backend: Backend, expects: Expects) -> None:
 
 
 def _check_shards(vllm_config: Any, backend: Backend) -> None:
-    from vllm_glm41v_npu.quant.shards import ShardError, check_shards, verify_shard
+    from vllm_glm41v_npu.quant.w8a8sc.shards import ShardError, check_shards, verify_shard
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     folder = Path(model.model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How msModelSlim stores a dequantisation scale."""
+"""How msModelSlim stores a dequantization scale."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a quantised checkpoint is whole and fits its description, before it is loaded.
+"""Whether a quantized checkpoint is whole and fits its description, before it is loaded.
 
 First the headers alone: every tensor there, of the dtype and shape that its type demands. Then
 the values that a wrong result would come from in silence: scales, offsets, and what fused layers
@@ -16,8 +16,7 @@ from itertools import islice
 import torch
 from safetensors import safe_open
 
-from vllm_glm41v_npu.checkpoint import FLOATS, WRAPPER, Checkpoint, Tensor
-from vllm_glm41v_npu.quant.description import (
+from vllm_glm41v_npu.checkpoint.description import (
     COMPRESSED,
     DEQ_SCALE_DTYPES,
     FLOAT,
@@ -29,6 +28,7 @@ from vllm_glm41v_npu.quant.description import (
     DescriptionError,
     unsupported,
 )
+from vllm_glm41v_npu.checkpoint.folder import FLOATS, WRAPPER, Checkpoint, Tensor
 from vllm_glm41v_npu.quant.scales import float_scale
 
 SHARED = ("input_scale", "input_offset")
@@ -38,7 +38,7 @@ LISTED = 5
 
 
 class CheckpointError(ValueError):
-    """A quantised checkpoint cannot be loaded; the message names the tensors and the files."""
+    """A quantized checkpoint cannot be loaded; the message names the tensors and the files."""
 
 
 def validate(
@@ -105,7 +105,7 @@ class Tensors:
             yield f"{self.called(name)} has shape {list(header.shape)}, not {list(shape)}"
 
     def layers(self) -> Iterator[tuple[str, str]]:
-        """Name in vLLM and type of each quantised weight's layer, as on disk."""
+        """Name in vLLM and type of each quantized weight's layer, as on disk."""
         for name, kind in self.description.types.items():
             if name.endswith(".weight") and kind in RULES:
                 yield name.removesuffix(".weight"), kind
@@ -116,8 +116,8 @@ def _raise_for(problems: Iterator[str]) -> None:
     if found:
         more = "; and more" if len(found) > LISTED else ""
         raise CheckpointError(
-            f"The quantised checkpoint cannot be loaded: {'; '.join(found[:LISTED])}{more}. Copy "
-            "it again, or quantise again, with the description and the weights of one run."
+            f"The quantized checkpoint cannot be loaded: {'; '.join(found[:LISTED])}{more}. Copy "
+            "it again, or quantize again, with the description and the weights of one run."
         )
 
 
@@ -143,11 +143,11 @@ def _tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
         elif kind == FLOAT:
             yield from tensors.wrong(name, tuple(FLOATS), shape)
         elif suffix == "weight":
-            yield from _quantised(tensors, layer, kind, shape)
+            yield from _quantized(tensors, layer, kind, shape)
 
 
-def _quantised(tensors: Tensors, layer: str, kind: str, shape: tuple[int, ...]) -> Iterator[str]:
-    """One quantised weight of `shape`, and what belongs to it."""
+def _quantized(tensors: Tensors, layer: str, kind: str, shape: tuple[int, ...]) -> Iterator[str]:
+    """One quantized weight of `shape`, and what belongs to it."""
     weight = f"{layer}.weight"
     if len(shape) != 2 or layer.rpartition(".")[2] in FLOAT_ONLY:
         yield f"{tensors.called(weight)} is {kind}; it must be {FLOAT}, as nothing computes it so"
@@ -234,6 +234,6 @@ def _bad(suffix: str, value: torch.Tensor) -> Iterator[str]:
             found = value[bad][0].item()
             yield f"holds {found:.6g} ({int(bad.sum())} such); finite positive scales are needed"
     elif suffix == "weight_offset" and value.any():
-        yield "is not zero; weights quantised symmetrically are needed"
+        yield "is not zero; weights quantized symmetrically are needed"
     elif suffix == "input_offset" and not (value.round() == value.clamp(-128, 127)).all():
         yield f"is {value.flatten()[0].item():.6g}; a whole number from -128 to 127 is needed"

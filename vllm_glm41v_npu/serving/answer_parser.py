@@ -17,10 +17,10 @@ from vllm.entrypoints.openai.engine.protocol import (
 )
 from vllm.parser.abstract_parser import DelegatingParser
 
-from .reasoning import Glm41vReasoningParser
-from .thinking import ThinkingSplitter, split
-from .thinking_switch import closes_thinking
-from .tool_calls import CallReader, Piece, read_calls
+from vllm_glm41v_npu.serving.reasoning import Glm41vReasoningParser
+from vllm_glm41v_npu.serving.thinking import ThinkingSplitter, split
+from vllm_glm41v_npu.serving.thinking_switch import closes_thinking
+from vllm_glm41v_npu.serving.tool_calls import CallReader, Piece, read_calls
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest

@@ -10,9 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .answer_parser import INCLUDE_REASONING
-from .chat_parts import Form, for_chat, for_messages, for_responses, refuse, shown
-from .thinking_switch import ENABLE_THINKING, THINKING, of_thinking, wanted_thinking
+from vllm_glm41v_npu.serving.answer_parser import INCLUDE_REASONING
+from vllm_glm41v_npu.serving.chat_parts import (
+    Form,
+    for_chat,
+    for_messages,
+    for_responses,
+    refuse,
+    shown,
+)
+from vllm_glm41v_npu.serving.thinking_switch import (
+    ENABLE_THINKING,
+    THINKING,
+    of_thinking,
+    wanted_thinking,
+)
 
 KWARGS = "chat_template_kwargs"
 MESSAGES, RESPONSES, BATCH = "/v1/messages", "/v1/responses", "/v1/chat/completions/batch"

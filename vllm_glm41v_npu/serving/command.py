@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_glm41v_npu.options import MICRO_BATCH
-
-from .mindie_request import MAX_ITER_TIMES_VARIABLE
+from vllm_glm41v_npu.serving.mindie.request import MAX_ITER_TIMES_VARIABLE
 
 ROUTES = "vllm_glm41v_npu.serving.mindie.MindIERoutes"
 GUARD = "vllm_glm41v_npu.serving.guard.Guard"

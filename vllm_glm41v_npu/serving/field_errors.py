@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .chat_parts import shown
+from vllm_glm41v_npu.serving.chat_parts import shown
 
 MOST = 3
 """Sentences about fields, of the many that pydantic writes about one."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .thinking import BOX, END_BOX, split
+from vllm_glm41v_npu.serving.thinking import BOX, END_BOX, split
 
 SCALE = 1000
 LABELS = ("label", "name", "category", "object")

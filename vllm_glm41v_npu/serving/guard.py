@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-from .bodies import BodyCount, TooLarge, drain, max_body_bytes
+from vllm_glm41v_npu.serving.bodies import BodyCount, TooLarge, drain, max_body_bytes
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]

@@ -14,10 +14,9 @@ from vllm.entrypoints.openai.engine.protocol import DeltaMessage
 from vllm.exceptions import VLLMValidationError
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
-from vllm_glm41v_npu.platform import current_backend
-
-from .thinking import BOX, END_THINK, REMOVED, THINK, ThinkingSplitter, split
-from .thinking_switch import closes_thinking
+from vllm_glm41v_npu.backends import current_backend
+from vllm_glm41v_npu.serving.thinking import BOX, END_THINK, REMOVED, THINK, ThinkingSplitter, split
+from vllm_glm41v_npu.serving.thinking_switch import closes_thinking
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest

@@ -17,8 +17,8 @@ from vllm.entrypoints.serve.utils.error_response import create_error_response
 from vllm.entrypoints.serve.utils.server_utils import exception_handler
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
-from .chat_request import MESSAGES, prepare
-from .field_errors import sentences
+from vllm_glm41v_npu.serving.chat_request import MESSAGES, prepare
+from vllm_glm41v_npu.serving.field_errors import sentences
 
 CALLERS_ERRORS = (ValueError, OverflowError, NotImplementedError, TemplateError, VLLMNotFoundError)
 """What vLLM answers with 4xx or 501. Without a handler of their own, these errors close the

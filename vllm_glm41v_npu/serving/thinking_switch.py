@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
-from .thinking import ANSWER, END_THINK, THINK
+from vllm_glm41v_npu.serving.thinking import ANSWER, END_THINK, THINK
 
 ENABLE_THINKING, THINKING = "enable_thinking", "thinking"
 TYPES = {"enabled": True, "disabled": False, "adaptive": True, "auto": True}

@@ -54,7 +54,7 @@ def _for_this_model(ours: Any, known: Any) -> Any:
 def _processor_cache(registry: Any, vllm_config: Any) -> Any:
     if registry._get_cache_type(vllm_config) not in KEPT_BY_ENGINE:
         return _local_cache(registry, vllm_config)
-    from .sender import SenderCache
+    from vllm_glm41v_npu.patches.media_cache.sender import SenderCache
 
     _keep_promises()
     _hand_over_in_clients()
@@ -62,7 +62,7 @@ def _processor_cache(registry: Any, vllm_config: Any) -> Any:
 
 
 def _local_cache(registry: Any, vllm_config: Any) -> Any:
-    from .local import LocalCache
+    from vllm_glm41v_npu.patches.media_cache.local import LocalCache
 
     if registry._get_cache_type(vllm_config) is None:
         return None
@@ -71,7 +71,7 @@ def _local_cache(registry: Any, vllm_config: Any) -> Any:
 
 
 def _engine_cache(registry: Any, vllm_config: Any) -> Any:
-    from .receiver import ReceiverCache
+    from vllm_glm41v_npu.patches.media_cache.receiver import ReceiverCache
 
     if registry._get_cache_type(vllm_config) not in KEPT_BY_ENGINE:
         return None
@@ -103,7 +103,7 @@ def _keep_promises() -> None:
 
 
 def _keeping_promises(known: Any) -> Any:
-    from .promises import promises
+    from vllm_glm41v_npu.patches.media_cache.promises import promises
 
     def _cached_apply_hf_processor(processor: Any, *arguments: Any) -> Any:
         with promises():
@@ -128,7 +128,7 @@ def _hand_over_in_clients() -> None:
 
 
 def _handing_over(known: Any) -> Any:
-    from .sender import handing_over
+    from vllm_glm41v_npu.patches.media_cache.sender import handing_over
 
     def add_request(client: Any, request: Any) -> None:
         with handing_over(request) if _serves_this_model(client) else nullcontext():
@@ -138,7 +138,7 @@ def _handing_over(known: Any) -> Any:
 
 
 def _handing_over_async(known: Any) -> Any:
-    from .sender import handing_over
+    from vllm_glm41v_npu.patches.media_cache.sender import handing_over
 
     async def add_request_async(client: Any, request: Any) -> None:
         with handing_over(request) if _serves_this_model(client) else nullcontext():
@@ -167,7 +167,7 @@ def _forgetting_failed(known: Any) -> Any:
 
 
 def _hearing_what_is_missing(known: Any) -> Any:
-    from .sender import recall_everywhere
+    from vllm_glm41v_npu.patches.media_cache.sender import recall_everywhere
 
     def process_outputs(processor: Any, outputs: Any, *arguments: Any, **options: Any) -> Any:
         for output in outputs:
@@ -190,7 +190,7 @@ def _tell_what_is_missing() -> None:
 def _telling_what_is_missing(known: Any) -> Any:
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
-    from .receiver import MissingMedia
+    from vllm_glm41v_npu.patches.media_cache.receiver import MissingMedia
 
     def _handle_request_preproc_error(core: Any, request: Any) -> None:
         error = sys.exc_info()[1]

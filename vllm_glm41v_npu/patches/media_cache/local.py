@@ -7,7 +7,7 @@ from cachetools import LRUCache
 from vllm.multimodal.cache import MultiModalCache
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
-from .promises import Found, PromisingCache, Updates
+from vllm_glm41v_npu.patches.media_cache.promises import Found, PromisingCache, Updates
 
 
 class LocalCache(PromisingCache):

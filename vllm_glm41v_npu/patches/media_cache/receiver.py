@@ -6,7 +6,7 @@ from __future__ import annotations
 from vllm.multimodal.cache import BaseMultiModalReceiverCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem
 
-from .orders import NOT_KEPT, split_orders
+from vllm_glm41v_npu.patches.media_cache.orders import NOT_KEPT, split_orders
 
 
 class MissingMedia(LookupError):

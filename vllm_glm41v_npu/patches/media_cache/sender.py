@@ -21,9 +21,9 @@ from vllm.multimodal.inputs import (
 )
 from vllm.v1.engine import EngineCoreRequest
 
-from .orders import FIELD, NOT_KEPT, split_orders, with_orders
-from .promises import Found, PromisingCache, Updates
-from .receiver import MissingMedia
+from vllm_glm41v_npu.patches.media_cache.orders import FIELD, NOT_KEPT, split_orders, with_orders
+from vllm_glm41v_npu.patches.media_cache.promises import Found, PromisingCache, Updates
+from vllm_glm41v_npu.patches.media_cache.receiver import MissingMedia
 
 _numbers = itertools.count(NOT_KEPT + 1)
 _senders: WeakSet[SenderCache] = WeakSet()

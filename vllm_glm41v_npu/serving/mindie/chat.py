@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What MindIE takes on `/v1/chat/completions` and vLLM does not, put into vLLM's words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_glm41v_npu.serving.mindie.request import PICTURE, VIDEO, media_url
+
+_MINDIES = {
+    b'_url"': re.compile(rb'\s*:\s*"'),
+    b'"do_sample"': re.compile(rb"\s*:\s*false"),
+}
+"""The end of a key of MindIE's, and what follows it in a body that is not vLLM's own."""
+
+
+def chat_body(data: bytes) -> bytes:
+    """A body for vLLM: media as objects, and greedy where `do_sample` is false.
+
+    MindIE itself reads no `do_sample` here, and samples. A body with neither stays as it is, also
+    one that is no JSON: vLLM says so.
+
+    Raises Refused about a string that names no medium.
+    """
+    if not _has_forms(data):
+        return data
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        return data
+    if not isinstance(body, dict):
+        return data
+    for part in _parts(body):
+        for kind in (PICTURE, VIDEO):
+            if isinstance(part.get(kind), str):
+                part[kind] = {"url": media_url(kind, part[kind])}
+    if body.get("do_sample") is False:
+        body["temperature"] = 0
+    return json.dumps(body).encode()
+
+
+def _has_forms(data: bytes) -> bool:
+    """Whether a body has to be parsed; finding keys takes less than copying the body."""
+    for key, follows in _MINDIES.items():
+        place = data.find(key)
+        while place >= 0:
+            end = place + len(key)
+            if follows.match(data, end):
+                return True
+            place = data.find(key, end)
+    return False
+
+
+def _parts(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                yield part
