@@ -25,14 +25,12 @@ from vllm_glm41v_npu.checkpoint.description import (
     DescriptionError,
 )
 from vllm_glm41v_npu.checkpoint.folder import WRAPPER
+from vllm_glm41v_npu.family import is_our_config
 from vllm_glm41v_npu.quant.recognition import read_description
 
 # Each chip's module registers a config under one name, and the last one counts: the other chip's
 # may not be imported, and this one before `plugin` registers ours.
 ModelSlimConfig: Any = resolve(str(current_backend().modelslim))
-
-MODEL_TYPES = ("glm4v", "glm4v_text")
-"""What the network's two towers find as their config's model_type."""
 
 NORM_BIAS = "norm.bias"
 """Where the description names such a tensor, AscendRMSNorm makes a parameter for each RMSNorm."""
@@ -51,7 +49,7 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         RMSNorms whose bias is not zero get it when it is loaded: see models/norm_bias.py. Shards
         name such biases where there are some, and nowhere else.
         """
-        if getattr(hf_config, "model_type", None) not in MODEL_TYPES:
+        if not is_our_config(hf_config):
             super().maybe_update_config(model_name, hf_config, revision)
             return
         # What config.json says of the form for MindIE is in here, and is no description.
@@ -78,8 +76,8 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         Raises:
             DescriptionError: The layer is not described, or has a type that the chip does not run.
         """
-        model_type = get_current_vllm_config().model_config.hf_config.model_type
-        if model_type not in MODEL_TYPES or not isinstance(layer, LinearBase):
+        ours = is_our_config(get_current_vllm_config().model_config.hf_config)
+        if not ours or not isinstance(layer, LinearBase):
             return super().get_quant_method(layer, prefix, tid2eid)
 
         from vllm_ascend.ops.linear import AscendUnquantizedLinearMethod
