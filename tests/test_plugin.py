@@ -52,7 +52,7 @@ def test_register_twice_registers_our_class_lazily():
     from transformers import AutoConfig
     from vllm.model_executor.models.registry import ModelRegistry
 
-    from vllm_glm41v_npu.checkpoint.config import Glm4vConfig
+    from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
 
     plugin.register()
     plugin.register()

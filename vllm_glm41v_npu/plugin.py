@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -61,11 +60,11 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.reasoning import ReasoningParserManager
 
-    from vllm_glm41v_npu.checkpoint.config import register_config
     from vllm_glm41v_npu.checkpoint.file_checks import check_files
     from vllm_glm41v_npu.checks import check_settings
     from vllm_glm41v_npu.dtype import choose_dtype
     from vllm_glm41v_npu.patches import apply_patches
+    from vllm_glm41v_npu.processing.hf_config import register_config
     from vllm_glm41v_npu.quant.recognition import register_quantization
 
     apply_patches(backend)
@@ -78,21 +77,13 @@ def register() -> None:
     ReasoningParserManager.register_lazy_module(*REASONING_PARSER)
     choose_dtype(backend, MODEL_TYPE)
     check_settings(backend, ARCHITECTURE, check_files)
-    register_quantization(backend, ARCHITECTURE, _expected_tensors)
+    register_quantization(backend, ARCHITECTURE)
     auto = backend.auto_dtype or "the checkpoint's"
     _say_once(
         logging.INFO,
         f"vllm-glm41v-npu {__version__} serves GLM-4.1V on {backend.name} (--dtype auto is {auto})"
         f", found {_listed(found)}.",
     )
-
-
-def _expected_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[str], str]]:
-    """What the network's checkpoints hold, for `quant`, which does not know the network."""
-    from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
-    from vllm_glm41v_npu.models.weights import vllm_name
-
-    return checkpoint_shapes(config), vllm_name
 
 
 def installed_versions(backend: Backend) -> dict[str, str]:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--quantization ascend` is on Ascend: vllm-ascend's config, which leaves this model to us.
+"""`--quantization ascend` on Ascend: vllm-ascend's config, with this model's layers chosen here.
 
-Other models get what vllm-ascend gives them. Of this one, vllm-ascend does not know which layers
+Other models get what vllm-ascend gives them. For this model vllm-ascend does not know which layers
 are fused on disk (gate_up_proj is in the decoder, and not in the vision tower), it gives every
-RMSNorm a bias because the checkpoint has one LayerNorm with a bias, and some of its schemes are not
-what the chips document.
+RMSNorm a bias because the checkpoint has one LayerNorm with a bias, and some of its schemes differ
+from what the chips document.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,57 +17,50 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
 from vllm_glm41v_npu.backends import current_backend, resolve
+from vllm_glm41v_npu.checkpoint.config import MODEL_TYPES
 from vllm_glm41v_npu.checkpoint.description import (
     COMPRESSED,
     FLOAT,
     Description,
     DescriptionError,
+    read_description,
 )
-from vllm_glm41v_npu.checkpoint.folder import WRAPPER
-from vllm_glm41v_npu.quant.recognition import read_description
+from vllm_glm41v_npu.checkpoint.names import is_norm_bias
 
 # Each chip's module registers a config under one name, and the last one counts: the other chip's
 # may not be imported, and this one before `plugin` registers ours.
 ModelSlimConfig: Any = resolve(str(current_backend().modelslim))
-
-MODEL_TYPES = ("glm4v", "glm4v_text")
-"""What the network's two towers find as their config's model_type."""
-
-NORM_BIAS = "norm.bias"
-"""Where the description names such a tensor, AscendRMSNorm makes a parameter for each RMSNorm."""
 
 
 class Glm41vModelSlimConfig(ModelSlimConfig):
     """What runs each layer of a checkpoint in msModelSlim's format."""
 
     quant_description: dict[str, Any]
+    description: Description
 
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Read the description; of this model in either form, and without biases of norms.
+        """Read the description; this model's in either form, without biases of norms.
 
-        RMSNorms whose bias is not zero get it when it is loaded: see models/norm_bias.py. Shards
-        name such biases where there are some, and nowhere else.
+        Where it names a bias of a norm, AscendRMSNorm makes a parameter for each RMSNorm. RMSNorms
+        whose bias is not zero get it when it is loaded: see models/norm_bias.py. Shards name such
+        biases where there are some, and nowhere else.
         """
         if getattr(hf_config, "model_type", None) not in MODEL_TYPES:
             super().maybe_update_config(model_name, hf_config, revision)
             return
         # What config.json says of the form for MindIE is in here, and is no description.
-        _, description = read_description(model_name, revision)
-        biased = description.kind == COMPRESSED
-        self.quant_description = {
+        _, self.description = read_description(model_name, revision)
+        biased = self.description.kind == COMPRESSED
+        types = {
             name: kind
-            for name, kind in description.content.items()
-            if WRAPPER not in name and (biased or not name.endswith(NORM_BIAS))
+            for name, kind in self.description.types.items()
+            if biased or not is_norm_bias(name)
         }
+        self.quant_description = {**self.description.extras, **types}
         self._apply_extra_quant_adaptations()
         self._add_kvcache_quant_metadata()
-
-    @cached_property
-    def description(self) -> Description:
-        """With the names of the layers, from when the first of them asks."""
-        return Description.from_json(self.quant_description)
 
     def get_quant_method(
         self, layer: torch.nn.Module, prefix: str, tid2eid: Any = None

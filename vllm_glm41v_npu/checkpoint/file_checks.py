@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of a checkpoint's files, found without a weight being read; torch-free.
 
-The same checks refuse it when vLLM starts (`check_files`) and are told by `glm41v doctor`.
-What is wrong with config.json itself, `config.normalise` says, to both likewise.
+The same checks refuse it when vLLM starts (`check_files`) and are reported by `glm41v doctor`.
+Faults of config.json itself are found by `config.normalise`, for both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_glm41v_npu.checkpoint import other_tools
 from vllm_glm41v_npu.checkpoint.description import Description, DescriptionError, unsupported
-from vllm_glm41v_npu.checkpoint.folder import Checkpoint
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint, local_folder
 from vllm_glm41v_npu.checkpoint.problem import Problem
 from vllm_glm41v_npu.checkpoint.processor_files import PICTURES, VIDEOS, unknown_video_class
 from vllm_glm41v_npu.checkpoint.tokens import MARKS, ids_of_tokenizer, mark_ids
@@ -38,7 +38,7 @@ class BadCheckpoint(ValueError):
 def problems(
     checkpoint: Checkpoint, stack: str | None, tokenizer: Checkpoint | None = None
 ) -> Iterator[Problem]:
-    """Everything that is wrong with the files, the gravest first.
+    """Yield everything that is wrong with the files, the gravest first.
 
     Args:
         checkpoint: Its folder.
@@ -144,8 +144,6 @@ def check_files(model_config: Any, stack: str) -> None:
     Raises:
         BadCheckpoint: The message names the folder, what was found, and what to do.
     """
-    from vllm_glm41v_npu.quant.recognition import local_folder
-
     if model_config.skip_tokenizer_init:  # nothing is asked of it but ids, and no pictures
         return
     wanted = ["*.json", "*.jinja"]

@@ -115,13 +115,15 @@ def _table(report: Report) -> Table:
     from rich import box
     from rich.table import Table
 
+    from vllm_glm41v_npu.checkpoint.names import NEWER, OLDER
+
     table = Table("layer", "error", "input", "clipped", "alpha", box=box.SIMPLE)
     sparse = report.type == "W8A8S"
     if sparse:
         table.add_column("outliers")
     for layer in report.layers:
         row = [
-            layer.name.removeprefix("model.").removeprefix("language_model."),
+            layer.name.removeprefix(NEWER.text).removeprefix(OLDER.text),
             f"{layer.error:.2%}",
             f"{layer.low:.3g} .. {layer.high:.3g}",
             f"{layer.clipped:.3%}",

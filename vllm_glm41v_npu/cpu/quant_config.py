@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--quantization ascend` is on the CPU; on Ascend that name belongs to vllm-ascend."""
+"""`--quantization ascend` on the CPU; on Ascend that name belongs to vllm-ascend."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizeMethodBase,
 )
 
+from vllm_glm41v_npu.checkpoint.config import MODEL_TYPES
 from vllm_glm41v_npu.checkpoint.description import (
     COMPRESSED,
     DESCRIPTION,
@@ -22,18 +23,17 @@ from vllm_glm41v_npu.checkpoint.description import (
     RULES,
     Description,
     DescriptionError,
+    read_description,
 )
-from vllm_glm41v_npu.quant.recognition import read_description
 from vllm_glm41v_npu.quant.w8a8sc.shards import Stored, stored_weights
 
 
 class AscendConfig(QuantizationConfig):
-    """What runs each layer of a checkpoint in msModelSlim's format."""
+    """Chooses the method of each layer of a checkpoint in msModelSlim's format."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder: Path | None = None
-        self.on_disk: Description | None = None
         self.description: Description | None = None
 
     def get_name(self) -> Any:
@@ -69,17 +69,15 @@ class AscendConfig(QuantizationConfig):
         """Read the description, now that vLLM says which model it is.
 
         Raises:
-            DescriptionError: There is none, or it cannot be used.
+            DescriptionError: There is none, it cannot be used, or the model is another.
         """
-        self.folder, self.on_disk = read_description(model_name, revision)
-        self.description = self.on_disk
-
-    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
-        """Call the described tensors as vLLM calls its layers."""
-        if self.on_disk is not None:
-            self.description = self.on_disk.renamed(
-                lambda name: hf_to_vllm_mapper.apply_list([name])[0]
+        kind = getattr(hf_config, "model_type", MODEL_TYPES[0])
+        if kind not in MODEL_TYPES:
+            raise DescriptionError(
+                f"{model_name} is of the model type {kind!r}; on a CPU --quantization {METHOD} "
+                "runs GLM-4.1V alone. Leave the option out, or use vllm-ascend on an NPU."
             )
+        self.folder, self.description = read_description(model_name, revision)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """None where nothing is quantized: attention, embeddings, the output projection.
@@ -108,7 +106,7 @@ class AscendConfig(QuantizationConfig):
 
     @property
     def quant_description(self) -> Mapping[str, str]:
-        """Tensor to type, by the names in vLLM; called as in vllm-ascend's config."""
+        """Tensor of the network to type; called as in vllm-ascend's config."""
         return {} if self.description is None else self.description.types
 
     def _stored(self, prefix: str) -> Stored:

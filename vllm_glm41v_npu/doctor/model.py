@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from vllm_glm41v_npu.backends import Backend
 from vllm_glm41v_npu.checkpoint import file_checks, processor_files
 from vllm_glm41v_npu.checkpoint.folder import INDEX, Checkpoint
+from vllm_glm41v_npu.checkpoint.names import NETWORK, NEWER, OLDER
 from vllm_glm41v_npu.checkpoint.other_tools import tool_of
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import (
@@ -26,9 +27,9 @@ from vllm_glm41v_npu.dtype import auto_dtype
 from vllm_glm41v_npu.plugin import MODEL_TYPE
 
 NAMINGS = {  # beginnings of tensor names: who writes them
-    "model.language_model.": "newer names (model.language_model., model.visual.)",
-    "model.layers.": "older names (model., visual.)",
-    "language_model.model.": "vLLM's own names (language_model.model., visual.)",
+    NEWER.text: f"newer names ({NEWER.text}, {NEWER.vision})",
+    f"{OLDER.text}layers.": f"older names ({OLDER.text}, {OLDER.vision})",
+    NETWORK.text: f"vLLM's own names ({NETWORK.text}, {NETWORK.vision})",
 }
 FOR_WEIGHTS = 0.8
 """The share of a chip's memory that weights may take, beside activations and the KV cache."""

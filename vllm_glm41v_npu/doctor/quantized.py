@@ -12,6 +12,7 @@ from vllm_glm41v_npu.backends import Backend
 from vllm_glm41v_npu.checkpoint.description import COMPRESSED, DEQ_SCALE_DTYPES, Description
 from vllm_glm41v_npu.checkpoint.file_checks import quantization
 from vllm_glm41v_npu.checkpoint.folder import FLOATS, Checkpoint
+from vllm_glm41v_npu.checkpoint.names import DEQ_SCALE
 from vllm_glm41v_npu.checkpoint.other_tools import NAME, tool_of
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, of_problem, ok, shortened
@@ -20,8 +21,8 @@ from vllm_glm41v_npu.quant.w8a8sc.record import Record, ShardError
 
 def static_dtype(checkpoint: Checkpoint) -> str | None:
     """The dtype that the deq_scale tensors were made for, if there are any and they agree."""
-    dtypes = {t.dtype for name, t in checkpoint.tensors.items() if name.endswith(".deq_scale")}
-    return DEQ_SCALE_DTYPES.get(dtypes.pop()) if len(dtypes) == 1 else None
+    dtypes = _deq_scale_dtypes(checkpoint).keys()
+    return DEQ_SCALE_DTYPES.get(next(iter(dtypes))) if len(dtypes) == 1 else None
 
 
 def checkpoint_type(context: Context) -> Iterator[Finding]:
@@ -48,7 +49,7 @@ def checkpoint_type(context: Context) -> Iterator[Finding]:
 def _msmodelslim(
     checkpoint: Checkpoint, description: Description, context: Context
 ) -> Iterator[Finding]:
-    types = Counter(description.types.values())
+    types = Counter(description.on_disk.values())
     listed = ", ".join(f"{count} {name}" for name, count in types.most_common())
     found = f"msModelSlim {description.kind} (tensors: {listed})"
     yield _whether_it_loads(checkpoint.folder, description, found, context)
@@ -82,7 +83,7 @@ def _missing_tensors(checkpoint: Checkpoint, description: Description) -> Iterat
     """Tensors of the description that no file has; W8A8SC's files name them as vLLM does."""
     if description.kind == COMPRESSED or checkpoint.bad_files or not checkpoint.tensors:
         return
-    missing = sorted(description.types.keys() - checkpoint.tensors.keys())
+    missing = sorted(description.on_disk.keys() - checkpoint.tensors.keys())
     if missing:
         yield fail(
             "description",
@@ -94,11 +95,15 @@ def _missing_tensors(checkpoint: Checkpoint, description: Description) -> Iterat
 
 def _deq_scales(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Whether all deq_scale tensors are of one dtype, and of a known one."""
-    counts = Counter(
-        t.dtype for name, t in checkpoint.tensors.items() if name.endswith(".deq_scale")
-    )
+    counts = _deq_scale_dtypes(checkpoint)
     if not counts:
         return
     if len(counts) > 1 or not counts.keys() <= DEQ_SCALE_DTYPES.keys():
         advice = "They have to be all int64 (float16) or all float32 (bfloat16): quantize again."
-        yield fail("deq_scale", f"stored as {json.dumps(counts)}", advice)
+        yield fail(DEQ_SCALE, f"stored as {json.dumps(counts)}", advice)
+
+
+def _deq_scale_dtypes(checkpoint: Checkpoint) -> Counter[str]:
+    """Return how many deq_scale tensors are stored in which dtype."""
+    tensors = checkpoint.tensors.items()
+    return Counter(tensor.dtype for name, tensor in tensors if name.endswith(f".{DEQ_SCALE}"))

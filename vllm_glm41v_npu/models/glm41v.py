@@ -27,6 +27,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sequence import IntermediateTensors
 
 from vllm_glm41v_npu.backends import current_backend, resolve
+from vllm_glm41v_npu.models.convert import Layout
 from vllm_glm41v_npu.models.encoder_graph import EncoderGraph
 from vllm_glm41v_npu.models.language_model import LanguageModel
 from vllm_glm41v_npu.models.lora import refuse_unknown_modules
@@ -248,14 +249,8 @@ class Glm41vForConditionalGeneration(
             self.model_config.revision,
             PatchGeometry.from_vision_config(self.config.vision_config),
         )
-        return WeightLoader(
-            self,
-            self.config,
-            settings,
-            self.quantized,
-            complete=self.starts_without_weights,
-            awq=self.awq,
-        )
+        layout = Layout(self.config, settings, self.quantized, self.awq)
+        return WeightLoader(self, layout, complete=self.starts_without_weights)
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(

@@ -12,16 +12,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.utils import PPMissingLayer, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
+from vllm_glm41v_npu.checkpoint.names import DECODER_PARTS
 from vllm_glm41v_npu.models.decoder import Decoder
 
 
 class LanguageModel(nn.Module):
     """The decoder and its output projection. Its `hf_config` is the text config."""
 
-    packed_modules_mapping = {
-        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
-        "gate_up_proj": ["gate_up_proj"],
-    }
+    packed_modules_mapping = {fused: list(parts) for fused, parts in DECODER_PARTS.items()}
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from vllm import _custom_ops as ops
 from vllm.model_executor.layers.rotary_embedding.common import ApplyRotaryEmb
 
 from vllm_glm41v_npu.backends import current_backend, resolve
+from vllm_glm41v_npu.checkpoint.shapes import head_size
 
 
 def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tensor:
@@ -39,11 +40,6 @@ def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tenso
     rest, other = order[rotated:].chunk(2)
     heads = rows.reshape(-1, head_dim, *rows.shape[1:])  # [heads, head_dim, ...]
     return heads[:, torch.cat((even, rest, odd, other))].reshape(rows.shape)
-
-
-def head_size(config) -> int:
-    """Channels of a decoder head."""
-    return config.hidden_size // config.num_attention_heads
 
 
 def rotary_dim(config) -> int:

@@ -43,7 +43,7 @@ def check_length(arguments: Mapping[str, Any]) -> None:
     """
     from transformers import AutoConfig
 
-    from vllm_glm41v_npu.checkpoint.config import register_config
+    from vllm_glm41v_npu.processing.hf_config import register_config
 
     register_config()
     trusts = arguments["trust_remote_code"]

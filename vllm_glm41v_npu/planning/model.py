@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeGuard
 
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
-from vllm_glm41v_npu.checkpoint.shapes import TEXT, VISION, checkpoint_shapes
+from vllm_glm41v_npu.checkpoint.names import NETWORK
+from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes, head_size
 from vllm_glm41v_npu.planning.chips import PlanError
 from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits, smart_resize
 
@@ -116,12 +117,12 @@ class Model:
     @property
     def linear(self) -> int:
         """Of the decoder's linear layers, which may be quantized."""
-        return self._count(f"{TEXT}layers.", "_proj.weight")
+        return self._count(f"{NETWORK.text}layers.", "_proj.weight")
 
     @property
     def down_proj(self) -> int:
         """Of those, the ones that are left in float unless asked for."""
-        return self._count(f"{TEXT}layers.", ".down_proj.weight")
+        return self._count(f"{NETWORK.text}layers.", ".down_proj.weight")
 
     @property
     def head(self) -> int:
@@ -130,18 +131,18 @@ class Model:
 
     @property
     def vision_total(self) -> int:
-        return self._count(VISION, "")
+        return self._count(NETWORK.vision, "")
 
     @property
     def vision_block(self) -> int:
         """Of all blocks of the vision tower, through which each patch goes."""
-        return self._count(f"{VISION}blocks.", "qkv.weight", "proj.weight")
+        return self._count(f"{NETWORK.vision}blocks.", "qkv.weight", "proj.weight")
 
     @property
     def vision_merging(self) -> int:
         """Of what each token of a picture goes through behind the blocks."""
-        return self._count(VISION + "downsample", ".weight") + self._count(
-            VISION + "merger", "proj.weight"
+        return self._count(f"{NETWORK.vision}downsample", ".weight") + self._count(
+            f"{NETWORK.vision}merger", "proj.weight"
         )
 
     def _count(self, beginning: str, *endings: str) -> int:
@@ -164,8 +165,7 @@ class Model:
         """Of one token in 16 bits, on each of `tp_size` chips; heads that are too few repeat."""
         text = self.text
         heads = max(1, text.num_key_value_heads // tp_size)
-        head_size = text.hidden_size // text.num_attention_heads
-        return 2 * 2 * heads * head_size * text.num_hidden_layers
+        return 2 * 2 * heads * head_size(text) * text.num_hidden_layers
 
 
 def _is_size(value: object) -> TypeGuard[int]:

@@ -12,21 +12,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from vllm_glm41v_npu.checkpoint.config import ConfigError, Glm4vConfig
+from vllm_glm41v_npu.checkpoint.config import ConfigError
 from vllm_glm41v_npu.checkpoint.description import find as find_description
 from vllm_glm41v_npu.checkpoint.folder import FLOATS, Checkpoint
-from vllm_glm41v_npu.quant.quantizer.plan import TEXT, VISION, QuantizerError
-
-COMPUTED = (".inv_freq", ".position_ids")  # written by some trainers, never read
-
-
-def full_name(name: str) -> str:
-    """A tensor's name as transformers 5 has it; older files lack a part of it."""
-    if name.startswith((TEXT, VISION, "lm_head.")):
-        return name
-    if name.startswith("visual."):
-        return "model." + name
-    return TEXT + name.removeprefix("model.")
+from vllm_glm41v_npu.checkpoint.names import COMPUTED_SUFFIXES, disk_name, network_name
+from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
+from vllm_glm41v_npu.quant.quantizer.plan import QuantizerError
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Entry:
 
 
 class Source:
-    """The float checkpoint in `folder`.
+    """The float checkpoint in `folder`; names are as transformers writes them now.
 
     Raises:
         QuantizerError: It has no config or no weights, is quantized already, or a weight file is
@@ -107,7 +98,7 @@ class Source:
             )
         entries = {}
         for name, tensor in checkpoint.tensors.items():
-            if name.endswith(COMPUTED):
+            if name.endswith(COMPUTED_SUFFIXES):
                 continue
             if tensor.dtype not in FLOATS:
                 raise QuantizerError(
@@ -115,5 +106,5 @@ class Source:
                     f"checkpoint holds {', '.join(FLOATS)} only. Give the float checkpoint."
                 )
             dtype = getattr(torch, FLOATS[tensor.dtype])
-            entries[full_name(name)] = Entry(tensor.file, name, dtype, tensor.shape)
+            entries[disk_name(network_name(name))] = Entry(tensor.file, name, dtype, tensor.shape)
         return entries

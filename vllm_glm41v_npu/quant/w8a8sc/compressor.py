@@ -142,7 +142,7 @@ def check_description(description: Description | None, folder: Path) -> Descript
             f"{folder} holds no {DESCRIPTION}. Give a {SPARSE} checkpoint of msModelSlim or of "
             "`glm41v quantize`; beside shards that vLLM saved, copy the checkpoint's own files."
         )
-    others = {kind for kind in description.types.values() if kind not in ("FLOAT", SPARSE)}
+    others = {kind for kind in description.on_disk.values() if kind not in ("FLOAT", SPARSE)}
     if description.kind != SPARSE or others:
         found = ", ".join(sorted({description.kind, *others}))
         raise CompressionError(

@@ -29,7 +29,7 @@ CODECS = (PORTABLE, CANN)
 
 LAYOUT = {"rope_rows": "half", "patch_embed": "proj and motion"}
 """How these shards differ from the checkpoint's tensors, beside being fused and split: the order of
-the q and k rows, and what `models.weights.fold_patch_embed` does. Shards with another entry are
+the q and k rows, and what `models.convert.fold_patch_embed` does. Shards with another entry are
 refused; a change of a layout needs a new word."""
 
 MAKE = "Make them with `glm41v compress` from the W8A8S checkpoint."
