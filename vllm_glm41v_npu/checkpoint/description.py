@@ -52,7 +52,7 @@ FLOAT_ONLY = ("embed_tokens", "position_embedding", "lm_head")
 """Layers whose weight is a matrix, but which nothing computes in int8."""
 
 DEQ_SCALE_DTYPES = {"I64": "float16", "F32": "bfloat16"}
-"""How msModelSlim stores deq_scale, and the dtype that the checkpoint was made for."""
+"""Stored dtype of deq_scale to the dtype that msModelSlim made the checkpoint for."""
 
 
 class DescriptionError(ValueError):

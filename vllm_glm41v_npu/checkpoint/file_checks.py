@@ -55,7 +55,7 @@ def problems(
 
 
 def quantization(checkpoint: Checkpoint, stack: str | None) -> Iterator[Problem]:
-    """Types and tools that nothing here computes."""
+    """Yield types and tools that nothing here computes."""
     try:
         description = Description.read(checkpoint.folder)
     except DescriptionError as error:
@@ -69,7 +69,7 @@ def quantization(checkpoint: Checkpoint, stack: str | None) -> Iterator[Problem]
 
 
 def tensor_names(checkpoint: Checkpoint) -> Iterator[Problem]:
-    """Names that are another tool's."""
+    """Yield tensor names that are another tool's."""
     for beginning, what in WRAPPERS.items():
         named = next((name for name in checkpoint.tensors if name.startswith(beginning)), None)
         if named is not None:
@@ -78,7 +78,7 @@ def tensor_names(checkpoint: Checkpoint) -> Iterator[Problem]:
 
 
 def companions(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
-    """Files beside the weights that a download or a tool left out."""
+    """Yield files beside the weights that a download or a tool left out."""
     missing = [name for name in TOKENIZER_FILES if not tokenizer.has(name)]
     if not PICTURES.read(checkpoint.read_json)[1]:
         missing.append(PICTURES.files[0])
@@ -88,7 +88,7 @@ def companions(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Proble
 
 
 def token_ids(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
-    """Marks of pictures and videos that config.json and the tokenizer number differently."""
+    """Yield marks of pictures and videos whose ids in config.json are not the tokenizer's."""
     known, config = ids_of_tokenizer(tokenizer), checkpoint.config
     if known is None or config is None:
         return
@@ -109,14 +109,14 @@ def token_ids(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem
 
 
 def videos(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
-    """A video processor of another class, with which pictures and text are served alone."""
+    """Yield a video processor of another class, with which only pictures and text are served."""
     problem = unknown_video_class(VIDEOS.read(checkpoint.read_json)[1])
     if problem is not None:
         yield problem
 
 
 def chat_template(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
-    """No template, with which vLLM starts and refuses every chat."""
+    """Yield that there is no template: vLLM starts without one, and refuses every chat."""
     if template_file(checkpoint) is None and template_file(tokenizer) is None:
         advice = (
             "Chat requests would be refused: copy chat_template.jinja from the original model, or "
@@ -126,7 +126,7 @@ def chat_template(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Pro
 
 
 def template_file(checkpoint: Checkpoint) -> str | None:
-    """The file that has the chat template."""
+    """Return the file that has the chat template; None where there is none."""
     for name in ("chat_template.jinja", "chat_template.json"):
         if checkpoint.has(name):
             return name

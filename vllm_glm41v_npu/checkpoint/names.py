@@ -46,7 +46,7 @@ FUSED = {
 FUSED_IN = {part: fused for fused, parts in FUSED.items() for part in parts}
 
 DECODER_PARTS = FUSED | {"gate_up_proj": ("gate_up_proj",)}
-"""Likewise for the decoder of the published checkpoint, whose gate_up_proj is one layer on disk;
+"""The same for the decoder of the published checkpoint, whose gate_up_proj is one layer on disk:
 LoRA adapters are trained against that."""
 
 ROTARY_PARTS = FUSED["qkv_proj"][:2]

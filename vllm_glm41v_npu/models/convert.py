@@ -53,7 +53,7 @@ class WeightError(ValueError):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a checkpoint holds, and how its tensors are to be laid out.
+    """A checkpoint's contents, and how its tensors are to be laid out.
 
     config: the checkpoint's config.
     settings: how its pictures are normalised.
@@ -74,7 +74,7 @@ class Layout:
 
     @cached_property
     def parts(self) -> dict[str, Shape]:
-        """Likewise for layers that may be in parts on disk, and are not in the published one."""
+        """The same for the parts of layers that are one in the published checkpoint."""
         return part_shapes(self.shapes)
 
 

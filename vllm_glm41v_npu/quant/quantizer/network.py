@@ -34,7 +34,7 @@ Observe = Callable[[int, str, Tensor], None]
 
 @dataclass
 class State:
-    """What a block gets for one sample."""
+    """The input of a block for one sample."""
 
     hidden: Tensor
     arguments: dict[str, Any]

@@ -29,7 +29,7 @@ ERROR_ROWS = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """How layers are quantized.
+    """The numbers by which layers are quantized.
 
     Attributes:
         type: One of `plan.TYPES`.
@@ -88,7 +88,7 @@ class Layer:
     input_scale: InputScale | None
 
     def output(self, x: Tensor) -> Tensor:
-        """What it computes for x, without its bias: [tokens, K] to [tokens, N]."""
+        """Compute its output for x, without its bias: [tokens, K] to [tokens, N]."""
         return linear(restored_input(x, self.input_scale), self.integers * self.scale)
 
     def tensors(self, name: str, bias: Tensor | None, settings: Settings) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from vllm_glm41v_npu.quant.quantizer.plan import QuantizerError
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor is, and what it is like."""
+    """A tensor's place, dtype and shape."""
 
     file: str
     disk_name: str
@@ -57,7 +57,7 @@ class Source:
         self.entries = self._entries(checkpoint)
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor as it is on disk, mapped and not copied where the system allows it."""
+        """Return a tensor as it is on disk, mapped and not copied where the system allows it."""
         entry = self.entries[name]
         if entry.file not in self._open:
             self._open[entry.file] = safe_open(self.folder / entry.file, framework="pt")
@@ -69,9 +69,10 @@ class Source:
         module.load_state_dict(state, assign=True)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """
+        """Check that a tensor is there.
+
         Raises:
-            QuantizerError: The tensor is missing or has another shape.
+            QuantizerError: It is missing or has another shape.
         """
         entry = self.entries.get(name)
         if entry is None or entry.shape != shape:
