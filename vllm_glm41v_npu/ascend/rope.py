@@ -13,6 +13,8 @@ from torch import nn
 from vllm_ascend._310p.ops.rotary_embedding import AscendMRotaryEmbedding310
 
 from vllm_glm41v_npu.models.rope import (
+    PatchRotation,
+    RotaryStep,
     TextRotaryEmbedding,
     head_size,
     vision_angles,
@@ -32,7 +34,7 @@ class A2TextRotaryEmbedding(TextRotaryEmbedding):
         super().__init__(config, dtype)
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor
+        self, step: RotaryStep, q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim]."""
         index, rows = step
@@ -83,14 +85,15 @@ class Atlas310PTextRotaryEmbedding(AscendMRotaryEmbedding310):
         )
         return torch.cat((angles.cos(), angles.sin()), dim=-1) * self.factors.repeat(2)
 
-    def step(self, positions: torch.Tensor) -> tuple[torch.Tensor]:
-        return (positions,)
+    def step(self, positions: torch.Tensor) -> RotaryStep:
+        """Take the positions as they are: the runner has merged the axes of its own copy."""
+        return RotaryStep(positions, self.cos_sin_cache)
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor
+        self, step: RotaryStep, q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim]."""
-        return self.forward_oot(*step, q, k)
+        return self.forward_oot(step.index, q, k)
 
 
 class AscendVisionRotaryEmbedding(nn.Module):
@@ -100,20 +103,20 @@ class AscendVisionRotaryEmbedding(nn.Module):
         super().__init__()
         self.head_dim, self.merge = head_dim, merge
 
-    def step(
+    def rotation(
         self, grid_thw: list[list[int]], dtype: torch.dtype, device: torch.device
-    ) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines [patches, 1, head_dim] of a batch of pictures, in one copy."""
+    ) -> PatchRotation:
+        """Rotation of a batch of pictures or videos, in one copy to the device."""
         angles = vision_angles(grid_thw, self.head_dim, self.merge).repeat(1, 2)
         both = torch.stack((angles.cos(), angles.sin())).to(dtype)  # [2, patches, head_dim]
-        return both.to(device)[:, :, None].unbind()
+        return PatchRotation(*both.to(device)[:, :, None].unbind())  # [patches, 1, head_dim] each
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], qk: torch.Tensor
+        self, rotation: PatchRotation, qk: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated q and k [1, patches, heads, head_dim] of qk [1, patches, 2 * heads, head_dim]."""
         q, k = (part.contiguous() for part in qk.chunk(2, dim=2))
-        cos, sin = (part[None] for part in step)  # [1, patches, 1, head_dim]
+        cos, sin = (part[None] for part in rotation)  # [1, patches, 1, head_dim]
         return torch_npu.npu_apply_rotary_pos_emb(q, k, cos, sin, layout="BSND", rotary_mode="half")
 
 

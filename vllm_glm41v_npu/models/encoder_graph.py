@@ -21,6 +21,7 @@ from vllm.v1.worker.encoder_cudagraph_defs import (
 )
 
 from vllm_glm41v_npu.backends import current_backend
+from vllm_glm41v_npu.models.rope import PatchRotation
 from vllm_glm41v_npu.models.vision import VisionTransformer
 
 SMALLEST_BUDGET = 64
@@ -115,12 +116,12 @@ class EncoderGraph:
     def _graph_inputs(
         self, pixels: torch.Tensor, grids: list[list[int]]
     ) -> dict[str, torch.Tensor]:
-        positions, (cos, sin), cu_seqlens = self.visual.prepare(grids)
-        return dict(zip(BUFFERS, (pixels, positions, cos, sin, cu_seqlens), strict=True))
+        positions, rotation, cu_seqlens = self.visual.prepare(grids)
+        return dict(zip(BUFFERS, (pixels, positions, *rotation, cu_seqlens), strict=True))
 
     def encoder_cudagraph_forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         pixels, positions, cos, sin, cu_seqlens = (inputs[name] for name in BUFFERS)
-        return self.visual.encode(pixels, positions, (cos, sin), cu_seqlens)
+        return self.visual.encode(pixels, positions, PatchRotation(cos, sin), cu_seqlens)
 
     def encoder_eager_forward(self, mm_kwargs: dict[str, Any]) -> torch.Tensor:
         return self.visual(mm_kwargs["pixel_values"], _grids(mm_kwargs))

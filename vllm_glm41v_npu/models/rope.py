@@ -13,6 +13,8 @@ Sources: RoFormer (arXiv 2104.09864); Qwen2-VL (arXiv 2409.12191) for the three-
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -79,6 +81,18 @@ def whole_head_frequencies(config) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat((inv_freq, inv_freq.new_zeros(still))), factors
 
 
+class RotaryStep(NamedTuple):
+    """Cos and sin of the tokens of one step: made once, and used by every decoder layer.
+
+    Args:
+        index: int64 [tokens], the row of each token; or [3, tokens], one row for each axis.
+        rows: [rows, head_dim]: first the cosines, then the sines.
+    """
+
+    index: torch.Tensor
+    rows: torch.Tensor
+
+
 class TextRotaryEmbedding(nn.Module):
     """Three-axis rope of the decoder, in plain PyTorch and with vLLM's CPU kernel.
 
@@ -116,13 +130,13 @@ class TextRotaryEmbedding(nn.Module):
         rows = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return (rows * self.factors if self.scales else rows).to(self.dtype)
 
-    def step(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `forward` needs of a step's `positions`: each token's row number, and the rows."""
+    def step(self, positions: torch.Tensor) -> RotaryStep:
+        """Merge the axes of a step's `positions`: a row of its own for each token."""
         index = torch.arange(positions.shape[-1], device=positions.device)
-        return index, self.rows(positions)
+        return RotaryStep(index, self.rows(positions))
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor
+        self, step: RotaryStep, q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim]."""
         index, rows = step
@@ -166,6 +180,16 @@ def vision_angles(grid_thw: list[list[int]], head_dim: int, merge: int) -> torch
     return torch.cat(angles)
 
 
+class PatchRotation(NamedTuple):
+    """Cos and sin of the patches of a batch: made once, and used by every block of the tower.
+
+    Both are [patches, head_dim / 2], or [patches, 1, head_dim] on Ascend.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
 class VisionRotaryEmbedding(nn.Module):
     """Two-axis rope of the vision tower, through vLLM's layer."""
 
@@ -174,18 +198,18 @@ class VisionRotaryEmbedding(nn.Module):
         self.head_dim, self.merge = head_dim, merge
         self.apply_rotary_emb = ApplyRotaryEmb(enforce_enable=True)
 
-    def step(
+    def rotation(
         self, grid_thw: list[list[int]], dtype: torch.dtype, device: torch.device
-    ) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines [patches, head_dim / 2] of a batch of pictures; see vision_angles."""
+    ) -> PatchRotation:
+        """Rotation of a batch of pictures or videos; see `vision_angles`."""
         angles = vision_angles(grid_thw, self.head_dim, self.merge)
-        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+        return PatchRotation(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], qk: torch.Tensor
+        self, rotation: PatchRotation, qk: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated q and k [1, patches, heads, head_dim] of qk [1, patches, 2 * heads, head_dim]."""
-        q, k = self.apply_rotary_emb(qk, *step).chunk(2, dim=2)
+        q, k = self.apply_rotary_emb(qk, *rotation).chunk(2, dim=2)
         return q, k
 
 
