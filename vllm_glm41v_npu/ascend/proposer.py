@@ -15,7 +15,7 @@ from vllm.config import CUDAGraphMode
 from vllm.v1.spec_decode.custom_class_proposer import create_custom_proposer
 from vllm_ascend.spec_decode.ngram_proposer import AscendNgramProposer
 
-from vllm_glm41v_npu.backends import ATLAS_310P, current_backend
+from vllm_glm41v_npu.backends import current_backend
 
 
 class AscendCustomProposer(AscendNgramProposer):
@@ -48,7 +48,8 @@ def leave_out_pieces(compilation: Any) -> None:
     `NPUModelRunner310._determine_batch_execution_and_padding` lets such captures pass.
     """
     mode = compilation.cudagraph_mode
-    if current_backend() is ATLAS_310P and mode.mixed_mode() == CUDAGraphMode.PIECEWISE:
+    takes_pieces = current_backend().captures_pieces_with_drafts
+    if not takes_pieces and mode.mixed_mode() == CUDAGraphMode.PIECEWISE:
         full = mode.decode_mode() == CUDAGraphMode.FULL
         compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY if full else CUDAGraphMode.NONE
 

@@ -15,26 +15,21 @@ from typing import Any
 import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
-from vllm_glm41v_npu.backends import ATLAS_310P, current_backend
+from vllm_glm41v_npu.backends import current_backend, resolve
 from vllm_glm41v_npu.checkpoint.description import (
     COMPRESSED,
     FLOAT,
-    METHOD,
     Description,
     DescriptionError,
 )
 from vllm_glm41v_npu.checkpoint.folder import WRAPPER
 from vllm_glm41v_npu.quant.recognition import read_description
 
-# Both modules register a config under one name, and the last one counts: on Atlas A2, that of
-# Atlas 310P may not be imported. Importing it here lets ours be the last.
-if current_backend() is ATLAS_310P:
-    from vllm_ascend._310p.quantization import AscendModelSlimConfig310 as ModelSlimConfig
-else:
-    from vllm_ascend.quantization import AscendModelSlimConfig as ModelSlimConfig
+# Each chip's module registers a config under one name, and the last one counts: the other chip's
+# may not be imported, and this one before `plugin` registers ours.
+ModelSlimConfig: Any = resolve(str(current_backend().modelslim))
 
 MODEL_TYPES = ("glm4v", "glm4v_text")
 """What the network's two towers find as their config's model_type."""
@@ -43,7 +38,6 @@ NORM_BIAS = "norm.bias"
 """Where the description names such a tensor, AscendRMSNorm makes a parameter for each RMSNorm."""
 
 
-@register_quantization_config(METHOD)
 class Glm41vModelSlimConfig(ModelSlimConfig):
     """What runs each layer of a checkpoint in msModelSlim's format."""
 
@@ -94,7 +88,7 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         kind = self.description.layer_type(prefix)
         if kind == FLOAT:
             return AscendUnquantizedLinearMethod()
-        schemes = chip_schemes()
+        schemes = resolve(str(current_backend().schemes))
         if kind not in schemes:
             raise DescriptionError(
                 f"{self.description.file} gives {prefix} the type {kind!r}; "
@@ -102,12 +96,3 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
                 "to one of them."
             )
         return AscendLinearMethod(schemes[kind]())
-
-
-def chip_schemes() -> dict[str, type]:
-    """Type of a layer to the scheme that this process's chip runs it by."""
-    if current_backend() is ATLAS_310P:
-        from vllm_glm41v_npu.ascend.schemes_310p import SCHEMES
-    else:
-        from vllm_glm41v_npu.ascend.schemes_a2 import SCHEMES
-    return SCHEMES

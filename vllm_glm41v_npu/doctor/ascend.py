@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from vllm_glm41v_npu.backends import CHIPS
 from vllm_glm41v_npu.doctor.context import VISIBLE, Context
 from vllm_glm41v_npu.doctor.finding import Finding, Status, fail, ok, size, skip, warn
-from vllm_glm41v_npu.doctor.npu_smi import BACKENDS
 from vllm_glm41v_npu.plugin import TESTED
 
 VLLM_ASCEND = f"vllm-ascend {TESTED['vllm-ascend']}"
@@ -61,7 +61,8 @@ def _kind(context: Context, name: str, count: int) -> Finding:
     chip = next(chip for chip in context.chips if chip.name == name)
     found = f"{count} x {name}, {size(chip.total)} each"
     if chip.backend is None:
-        advice = f"This package runs on chips whose names begin with {' or '.join(BACKENDS)}."
+        known = " or ".join(str(row.npu_smi_name) for row in CHIPS)
+        advice = f"This package runs on chips whose names begin with {known}."
         return fail("NPU", f"{found}, which this package does not know", advice)
     found = f"{found} ({chip.backend.name})"
     backend = context.backend

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.backends import Backend
+from vllm_glm41v_npu.backends import ON_ASCEND, Backend
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import child
 from vllm_glm41v_npu.doctor.checkpoint import locate
@@ -105,7 +105,7 @@ class Context:
 
     @property
     def on_ascend(self) -> bool:
-        return self.expects_npu if self.backend is None else self.backend.is_ascend
+        return self.expects_npu if self.backend is None else self.backend.stack == ON_ASCEND
 
     @cached_property
     def memory(self) -> host_memory.Memory | None:

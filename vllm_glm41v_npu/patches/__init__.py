@@ -12,6 +12,7 @@ import functools
 from importlib import import_module
 from typing import Any
 
+from vllm_glm41v_npu import backends
 from vllm_glm41v_npu.backends import Backend
 
 EVERYWHERE = (
@@ -28,7 +29,7 @@ ON_CPU = ("pinned_memory", "sampler_argument")
 @functools.cache
 def apply_patches(backend: Backend) -> None:
     """Apply those of `backend`, once in a process."""
-    for name in (*EVERYWHERE, *(() if backend.is_ascend else ON_CPU)):
+    for name in (*EVERYWHERE, *(ON_CPU if backend.stack == backends.ON_CPU else ())):
         import_module(f"{__name__}.{name}").apply()
 
 

@@ -72,7 +72,7 @@ class Card(NamedTuple):
     copies_head: bool = False
 
     def takes(self, kind: Type) -> bool:
-        if kind.is_compressed and self.backend is not ATLAS_310P:
+        if kind.is_compressed and self.backend.w8a8sc_codec is None:
             return False  # nothing else decodes it
         return kind.dtype is None or kind.dtype in self.backend.dtypes
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.backends import Backend
+from vllm_glm41v_npu.backends import Backend, resolve
 from vllm_glm41v_npu.checkpoint.description import (
     DESCRIPTION,
     METHOD,
@@ -52,12 +52,7 @@ def register_quantization(backend: Backend, architecture: str, expects: Expects)
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-    if backend.is_ascend:
-        import vllm_glm41v_npu.ascend.quant_config  # noqa: F401  registers itself
-    else:
-        from vllm_glm41v_npu.cpu.quant_config import AscendConfig
-
-        register_quantization_config(METHOD)(AscendConfig)
+    register_quantization_config(METHOD)(resolve(backend.quantization))
     before = MODELS_CONFIG_MAP.get(architecture) or VerifyAndUpdateConfig
 
     class QuantizationCheck(VerifyAndUpdateConfig):
@@ -110,6 +105,7 @@ def _check_whole(vllm_config: Any, backend: Backend, expects: Expects) -> None:
 
 
 def _check_shards(vllm_config: Any, backend: Backend) -> None:
+    from vllm_glm41v_npu.quant.w8a8sc.record import CANN
     from vllm_glm41v_npu.quant.w8a8sc.shards import ShardError, check_shards, verify_shard
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
@@ -132,7 +128,7 @@ def _check_shards(vllm_config: Any, backend: Backend) -> None:
             f"The scales in {folder} were made for float16, and the network is to run in "
             f"{_dtype(model)}. Start with --dtype float16, or on a CPU with --dtype float32."
         )
-    if backend.is_ascend:  # the CPU looks at the checksums when it decodes
+    if record.codec == CANN:  # the portable decoder looks at the checksums itself
         for rank in range(record.tp_size):
             verify_shard(folder, rank)
 

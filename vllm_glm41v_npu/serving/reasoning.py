@@ -105,7 +105,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         Raises ValueError about a budget for the thinking that vllm-ascend would not keep to.
         """
         budget = getattr(request, "thinking_token_budget", None)
-        if budget is not None and current_backend().is_ascend:
+        if budget is not None and not current_backend().limits_thinking:
             raise VLLMValidationError(
                 "thinking_token_budget is set, and vllm-ascend 0.23.0 has no budget for the "
                 "thinking; leave it out, and limit thinking and answer together by max_tokens."
