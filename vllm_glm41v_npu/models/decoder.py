@@ -32,6 +32,7 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.sequence import IntermediateTensors
 
+from vllm_glm41v_npu.backends import current_backend, resolve
 from vllm_glm41v_npu.models.mlp import SwiGLU
 from vllm_glm41v_npu.models.overflow import summands
 from vllm_glm41v_npu.models.rope import RotaryStep, text_rotary_embedding
@@ -115,11 +116,12 @@ class DecoderLayer(nn.Module):
             config.hidden_size, config.intermediate_size, quant_config, prefix=f"{prefix}.mlp"
         )
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(size, eps=eps)
+        input_norm = resolve(current_backend().input_norm)
+        self.input_layernorm = input_norm(size, eps=eps)
         self.post_self_attn_layernorm = RMSNorm(size, eps=eps)
-        self.post_attention_layernorm = RMSNorm(size, eps=eps)
+        self.post_attention_layernorm = input_norm(size, eps=eps)
         self.post_mlp_layernorm = RMSNorm(size, eps=eps)
-        # Nothing else reads these norms' output, so a quantized layer may ask for it in int8.
+        # Nothing else reads the input norms' output, so a quantized layer may ask for it in int8.
         # A tuple keeps the norm from becoming a submodule of the linear layer.
         self.self_attn.qkv_proj.input_norms = (self.input_layernorm,)
         self.mlp.gate_up_proj.input_norms = (self.post_attention_layernorm,)
@@ -158,19 +160,14 @@ class DecoderLayer(nn.Module):
 
 
 class LookupEmbedding(UnquantizedEmbeddingMethod):
-    """Lookup-only embedding: skips vLLM's repacked copy (1.2 GB at the true size).
+    """Lookup-only embedding: skips vLLM's repacked copy, 1.2 GB at the true size.
 
-    vLLM makes that copy on CPUs and on Atlas 300I DUO, for multiplying with the table.
+    vLLM makes that copy on CPUs and on Atlas 300I DUO for a table that is also the output
+    projection.
     """
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Leave the table as it is."""
-
-
-def use_for_lookup_only(embedding: VocabParallelEmbedding) -> None:
-    """Keep vLLM from preparing `embedding` as an output projection; a quantized one is left."""
-    if isinstance(embedding.quant_method, UnquantizedEmbeddingMethod):
-        embedding.quant_method = LookupEmbedding()
 
 
 @support_torch_compile(
@@ -196,8 +193,9 @@ class Decoder(nn.Module):
                 quant_config=vllm_config.quant_config,
                 prefix=f"{prefix}.embed_tokens",
             )
-            if not config.tie_word_embeddings:
-                use_for_lookup_only(self.embed_tokens)
+            float_method = isinstance(self.embed_tokens.quant_method, UnquantizedEmbeddingMethod)
+            if float_method and not config.tie_word_embeddings:
+                self.embed_tokens.quant_method = LookupEmbedding()
         self.rotary_emb = text_rotary_embedding(
             config, vllm_config.model_config.dtype, vllm_config.model_config.max_model_len
         )
