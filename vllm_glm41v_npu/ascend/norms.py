@@ -65,7 +65,7 @@ class Atlas310PInputNorm(A2InputNorm, AscendRMSNorm310):
 
 
 class FusesNorms:
-    """A scheme, before vllm-ascend's in the order of bases, whose layers' norms quantize."""
+    """Base of a scheme whose layers' norms quantize; placed before vllm-ascend's class."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Prepare the weights as vllm-ascend does, then call `fuse_norms`."""

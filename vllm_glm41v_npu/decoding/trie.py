@@ -58,9 +58,7 @@ class Trie:
         self.state = np.array([1, 0])  # nodes in use, tokens seen
         self.nodes[_ROOT] = (_NONE, _NONE, 0, _NONE, 0)
         self.ignored = np.array(sorted(ignored), np.int64)
-        self.outcomes = np.zeros(
-            (DEPTH, CERTAINTIES, 2)
-        )  # right ones, and all
+        self.outcomes = np.zeros((DEPTH, CERTAINTIES, 2))  # right ones, and all
 
     def learn(self, tokens: np.ndarray, new: int, written: bool) -> None:
         """Count the last tokens of a text; the tokens before them are counted already.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vision tower: patches of pictures and videos in, one embedding per merged token out.
 
-Linear patch embedding, a bicubically resized position table, blocks with two-axis rope and
-attention within each frame, a 2 x 2 downsampling, and a gated merger into the decoder's width.
+It has a linear patch embedding, a bicubically resized position table, blocks with two-axis rope and
+attention within each frame, a 2 x 2 downsampling, and a gated merger into the decoder's width. From
+small to large: attention, block, patch embedding, merger, tower.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vllm_glm41v_npu.models.position_embedding import VisionEmbeddings
 from vllm_glm41v_npu.models.rope import PatchRotation, vision_rotary_embedding
 
 PIXEL_OFFSET = 128
-"""Subtracted from a uint8 pixel before the patch embedding; exact in every dtype."""
+"""Number subtracted from a uint8 pixel before the patch embedding; exact in every dtype."""
 
 
 class VisionAttention(nn.Module):
@@ -134,11 +135,11 @@ class VisionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One matrix product per patch and frame, on raw pixels.
+    """Patch embedding: one matrix product per patch and frame, on raw pixels.
 
-    `weights.fold_patch_embed` folds the rescaling by 1/255, the mean and the standard deviation
-    into the weights and the bias. `proj` sees a patch as if its two frames were equal, which they
-    are in a still picture; `motion` sees by how much the second frame of a video differs.
+    `fold_patch_embed` folds the rescaling by 1/255, the mean and the standard deviation into the
+    weights and the bias. `proj` takes the first frame as if both were equal, as in a still picture;
+    `motion` takes the difference between the second frame of a video and the first.
     """
 
     def __init__(self, config, prefix: str = "") -> None:
@@ -154,11 +155,11 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """To [patches, hidden_size].
+        """Embed patches; returns [patches, hidden_size].
 
         Args:
-            pixels: uint8 [patches, patch_size^2 * in_channels] of pictures, or twice as wide, the
-                first frame before the second, of videos.
+            pixels: uint8 [patches, patch_size^2 * in_channels] for pictures. For videos twice as
+                wide: the first frame, then the second.
         """
         pixels = pixels.to(self.proj.weight.dtype)
         first, second = pixels[:, : self.proj.input_size], pixels[:, self.proj.input_size :]
@@ -170,7 +171,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerger(SwiGLU):
-    """Projection, LayerNorm and GELU, then SwiGLU, in the decoder's width."""
+    """Merger: projection, LayerNorm and GELU, then SwiGLU, in the decoder's width."""
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class PatchMerger(SwiGLU):
 
 
 class VisionTransformer(nn.Module):
-    """The whole tower. `config` is the checkpoint's vision config."""
+    """The vision tower; `config` is the checkpoint's vision config."""
 
     def __init__(
         self,
@@ -222,7 +223,7 @@ class VisionTransformer(nn.Module):
             for index in range(config.depth)
         )
         self.post_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        # A convolution whose stride is its kernel: a matrix product over each merged token.
+        # A convolution whose stride is its kernel size: one matrix product for each merged token.
         self.downsample = ReplicatedLinear(
             config.hidden_size * config.spatial_merge_size**2,
             config.out_hidden_size,
@@ -245,9 +246,9 @@ class VisionTransformer(nn.Module):
         """Encode a batch of pictures, or of videos, of any sizes.
 
         Args:
-            pixel_values: uint8, see `PatchEmbed.forward`, one picture or video after another, each
-                pair of frames in merge order.
-            grid_thw: Pairs of frames (1 in a picture), rows and columns of patches of each.
+            pixel_values: uint8, see `PatchEmbed.forward`: one picture or video after another, each
+                pair of frames in the order of `merge_order`.
+            grid_thw: Pairs of frames (1 for a picture), rows and columns of patches of each.
 
         Returns:
             [patches / merge^2, out_hidden_size].
@@ -263,7 +264,7 @@ class VisionTransformer(nn.Module):
             [frames + 1] on the host.
         """
         lengths = torch.tensor([0] + [h * w for t, h, w in grids for _ in range(t)], device="cpu")
-        # On the host, where Ascend's attention wants it: no block has to fetch it.
+        # Ascend's attention reads it on the host, so that no block has to fetch it.
         cu_seqlens = lengths.cumsum(0, dtype=torch.int32)
         rotation = self.rotary_emb.rotation(grids, self.dtype, self.device)
         return self.embeddings(grids), rotation, cu_seqlens
