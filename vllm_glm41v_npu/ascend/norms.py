@@ -61,7 +61,7 @@ class A2InputNorm(AscendRMSNorm):
 
 
 class Atlas310PInputNorm(A2InputNorm, AscendRMSNorm310):
-    """The same on Atlas 310P, over vllm-ascend's norm for that chip."""
+    """A2InputNorm over vllm-ascend's norm for Atlas 310P."""
 
 
 class FusesNorms:
