@@ -25,14 +25,12 @@ from vllm_glm41v_npu.checkpoint.description import (
     DescriptionError,
 )
 from vllm_glm41v_npu.checkpoint.folder import WRAPPER
+from vllm_glm41v_npu.family import is_our_config
 from vllm_glm41v_npu.quant.recognition import read_description
 
 # Each chip's module registers a config under one name, and the last one counts: the other chip's
 # may not be imported, and this one before `plugin` registers ours.
 ModelSlimConfig: Any = resolve(str(current_backend().modelslim))
-
-MODEL_TYPES = ("glm4v", "glm4v_text")
-"""The model_type in the configs of the network and of its text decoder."""
 
 NORM_BIAS = "norm.bias"
 """If the description names such a tensor, AscendRMSNorm makes a bias for every RMSNorm."""
@@ -51,7 +49,7 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         An RMSNorm whose bias is not zero gets it when it is loaded; see models/norm_bias.py.
         Shards name biases only if some are not zero, so there they are kept.
         """
-        if getattr(hf_config, "model_type", None) not in MODEL_TYPES:
+        if not is_our_config(hf_config):
             super().maybe_update_config(model_name, hf_config, revision)
             return
         # For MindIE's form vLLM has put config.json's entry here, which is no description.
@@ -78,8 +76,8 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         Raises:
             DescriptionError: The layer is not described, or has a type that the chip does not run.
         """
-        model_type = get_current_vllm_config().model_config.hf_config.model_type
-        if model_type not in MODEL_TYPES or not isinstance(layer, LinearBase):
+        ours = is_our_config(get_current_vllm_config().model_config.hf_config)
+        if not ours or not isinstance(layer, LinearBase):
             return super().get_quant_method(layer, prefix, tid2eid)
 
         from vllm_ascend.ops.linear import AscendUnquantizedLinearMethod
