@@ -128,10 +128,7 @@ class DecoderLayer(nn.Module):
         self.saturates = False  # set in float16 where the weights demand it; see overflow.py
 
     def forward(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor | None,
-        step: RotaryStep,
+        self, x: torch.Tensor, residual: torch.Tensor | None, step: RotaryStep
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a layer on x and residual [tokens, hidden_size]: the last output, the sum before it.
 
@@ -162,8 +159,8 @@ class DecoderLayer(nn.Module):
 class LookupEmbedding(UnquantizedEmbeddingMethod):
     """Lookup-only embedding: skips vLLM's repacked copy, 1.2 GB at the true size.
 
-    vLLM makes that copy on CPUs and on Atlas 300I DUO for a table that is also the output
-    projection.
+    On CPUs and on Atlas 300I DUO vLLM repacks every table for products, which only an output
+    projection needs.
     """
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
