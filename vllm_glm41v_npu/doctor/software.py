@@ -29,7 +29,7 @@ from vllm_glm41v_npu.plugin import (
 
 DISTRIBUTION = "vllm-glm41v-npu"
 ENTRY = "glm41v_npu"
-README = "README.md, 'Install into your own environment', has the commands."
+README = "README.md, 'Install', has the commands."
 
 BUILDS = ("torch", "torchvision", "torch-npu")
 """What has to be of one build with vLLM's."""
