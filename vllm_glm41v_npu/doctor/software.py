@@ -22,7 +22,7 @@ from vllm_glm41v_npu.versions import MISSING, OVERRIDE, refusal
 
 DISTRIBUTION = "vllm-glm41v-npu"
 ENTRY = "glm41v_npu"
-README = "README.md, 'Install into your own environment', has the commands."
+README = "README.md, 'Install', has the commands."
 
 BUILDS = ("torch", "torchvision", "torch-npu")
 """What has to be of one build with vLLM's."""
