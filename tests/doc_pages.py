@@ -23,6 +23,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHELL = ("bash", "console", "sh", "shell")
 OTHER = ("json", "python", "text")
 INLINE = re.compile(r"`((?:\.venv/bin/)?(?:glm41v|make|pip|pytest|python|vllm) [^`]+)`")
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SEPARATORS = ("&&", "||", "|", ";", "\n")
 
 

@@ -30,6 +30,7 @@ from tests.doc_pages import (
     PAGES,
     ROOT,
     SHELL,
+    TARGETS,
     Command,
     blocks,
     commands,
@@ -41,7 +42,6 @@ from tests.doc_pages import (
 from tests.serving.test_serve import SEED
 from vllm_glm41v_npu.cli import app
 
-TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 HARDWARE = {
     "cat",
     "docker",

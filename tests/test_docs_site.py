@@ -37,15 +37,6 @@ def test_no_translation_is_left_over() -> None:
     assert [word for word in words if word not in table] == []
 
 
-@pytest.mark.parametrize(("page", "readme"), [("features", "README"), ("features.zh", "README.zh")])
-def test_features_are_those_of_the_readme(page: str, readme: str) -> None:
-    """Guards against a table of features without its rows."""
-    text = docs_site.page_markdown((DOCS / f"{page}.md").read_text(), "en")
-    rows = [row for row in (ROOT / f"{readme}.md").read_text().splitlines() if "`tests/" in row]
-    assert len(rows) > 30
-    assert [row for row in rows if row.startswith("|") and row not in text.splitlines()] == []
-
-
 def test_links_are_those_of_the_site() -> None:
     """Guards against links that are right in the repository alone."""
     text = (

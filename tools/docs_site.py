@@ -3,7 +3,7 @@
 
 A page is read here and on the site, so its links are those of the repository. For the site
 
-    <!-- include: README.md#what-works -->     is that section, or without #... that file
+    <!-- include: README.md#install -->        is that section, or without #... that file
     <!-- mindie-keys -->                       is a table of MindIE's keys, made from the code
 
 and links lead to pages in the reader's language. A link that leads to nothing stops the build.
@@ -23,11 +23,9 @@ DOCS = ROOT / "docs"
 WORDS_IN_CHINESE = Path(__file__).with_suffix(".zh.json")
 
 PAGES = {
-    "README.md#install-and-try-on-a-cpu": "install.md",
+    "README.md#install": "install.md",
     "README.md#serve": "index.md#serve",
     "README.md#服务": "index.md#服务",
-    "README.md#what-works": "features.md",
-    "README.md#哪些可用": "features.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }

@@ -34,6 +34,7 @@ class Backend:
     auto_dtype: The dtype that `--dtype auto` means; None where the checkpoint's own is right.
     text_rope: Class that rotates the decoder's q and k.
     vision_rope: Class that rotates the vision tower's q and k.
+    input_norm: RMSNorm class of the decoder's norms whose output only one linear layer reads.
     quantization: Class that `--quantization ascend` means.
     modelslim: Class of vllm-ascend that `quantization` extends on this chip.
     schemes: Mapping from the type of a quantized layer to the class that computes it.
@@ -53,6 +54,7 @@ class Backend:
     auto_dtype: str | None
     text_rope: str
     vision_rope: str
+    input_norm: str
     quantization: str
     modelslim: str | None = None
     schemes: str | None = None
@@ -77,7 +79,8 @@ CPU = Backend(
     auto_dtype=None,
     text_rope=f"{_ROPE}:TextRotaryEmbedding",
     vision_rope=f"{_ROPE}:VisionRotaryEmbedding",
-    quantization="vllm_glm41v_npu.cpu.quant_config:AscendConfig",
+    input_norm="vllm.model_executor.layers.layernorm:RMSNorm",
+    quantization="vllm_glm41v_npu.cpu.quant_config:CpuModelSlimConfig",
     schemes="vllm_glm41v_npu.cpu.int8_linear:METHODS",
     float_layers="vllm_glm41v_npu.cpu.float_linear:space_weights",
     w8a8sc_codec="portable",
@@ -91,6 +94,7 @@ ATLAS_A2 = Backend(
     auto_dtype=None,
     text_rope=f"{_ASCEND}.rope:A2TextRotaryEmbedding",
     vision_rope=f"{_ASCEND}.rope:AscendVisionRotaryEmbedding",
+    input_norm=f"{_ASCEND}.norms:A2InputNorm",
     quantization=f"{_ASCEND}.quant_config:Glm41vModelSlimConfig",
     modelslim=f"{_VLLM_ASCEND}.quantization:AscendModelSlimConfig",
     schemes=f"{_ASCEND}.schemes_a2:SCHEMES",
@@ -105,6 +109,7 @@ ATLAS_310P = Backend(
     auto_dtype="float16",
     text_rope=f"{_ASCEND}.rope:Atlas310PTextRotaryEmbedding",
     vision_rope=f"{_ASCEND}.rope:AscendVisionRotaryEmbedding",
+    input_norm=f"{_ASCEND}.norms:Atlas310PInputNorm",
     quantization=f"{_ASCEND}.quant_config:Glm41vModelSlimConfig",
     modelslim=f"{_VLLM_ASCEND}._310p.quantization:AscendModelSlimConfig310",
     schemes=f"{_ASCEND}.schemes_310p:SCHEMES",

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--quantization ascend` on Ascend: vllm-ascend's config, with this model's layers chosen here.
+"""The config of `--quantization ascend` on Ascend: vllm-ascend's, extended for this model.
 
-Other models get what vllm-ascend gives them. For this model vllm-ascend does not know which layers
-are fused on disk (gate_up_proj is in the decoder, and not in the vision tower), it gives every
-RMSNorm a bias because the checkpoint has one LayerNorm with a bias, and some of its schemes differ
-from what the chips document.
+Other models get vllm-ascend's config unchanged. For this model, vllm-ascend does not know which
+layers are fused on disk (gate_up_proj is in the decoder, and is not in the vision tower); it gives
+every RMSNorm a bias because the checkpoint has one LayerNorm with a bias; and some of its schemes
+differ from the chips' documents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
 from vllm_glm41v_npu.backends import current_backend, resolve
-from vllm_glm41v_npu.checkpoint.config import MODEL_TYPES
 from vllm_glm41v_npu.checkpoint.description import (
     COMPRESSED,
     FLOAT,
@@ -26,6 +25,7 @@ from vllm_glm41v_npu.checkpoint.description import (
     read_description,
 )
 from vllm_glm41v_npu.checkpoint.names import is_norm_bias
+from vllm_glm41v_npu.family import is_our_config
 
 # Each chip's module registers a config under one name, and the last one counts: the other chip's
 # may not be imported, and this one before `plugin` registers ours.
@@ -33,7 +33,7 @@ ModelSlimConfig: Any = resolve(str(current_backend().modelslim))
 
 
 class Glm41vModelSlimConfig(ModelSlimConfig):
-    """What runs each layer of a checkpoint in msModelSlim's format."""
+    """Chooses the scheme of each layer of a checkpoint in msModelSlim's format."""
 
     quant_description: dict[str, Any]
     description: Description
@@ -41,16 +41,16 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Read the description; this model's in either form, without biases of norms.
+        """Read the description, for this model in both forms and without biases of norms.
 
-        Where it names a bias of a norm, AscendRMSNorm makes a parameter for each RMSNorm. RMSNorms
-        whose bias is not zero get it when it is loaded: see models/norm_bias.py. Shards name such
-        biases where there are some, and nowhere else.
+        If it names the bias of a norm, AscendRMSNorm makes a bias for every RMSNorm. An RMSNorm
+        whose bias is not zero gets it when it is loaded; see models/norm_bias.py. Shards name
+        biases only if some are not zero, so there they are kept.
         """
-        if getattr(hf_config, "model_type", None) not in MODEL_TYPES:
+        if not is_our_config(hf_config):
             super().maybe_update_config(model_name, hf_config, revision)
             return
-        # What config.json says of the form for MindIE is in here, and is no description.
+        # For MindIE's form vLLM has put config.json's entry here, which is no description.
         _, self.description = read_description(model_name, revision)
         biased = self.description.kind == COMPRESSED
         types = {
@@ -65,13 +65,13 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
     def get_quant_method(
         self, layer: torch.nn.Module, prefix: str, tid2eid: Any = None
     ) -> QuantizeMethodBase | None:
-        """vllm-ascend's method, with a scheme of ours for this model's linear layers.
+        """Return vllm-ascend's method, with this package's scheme in this model's linear layers.
 
         Raises:
             DescriptionError: The layer is not described, or has a type that the chip does not run.
         """
-        model_type = get_current_vllm_config().model_config.hf_config.model_type
-        if model_type not in MODEL_TYPES or not isinstance(layer, LinearBase):
+        ours = is_our_config(get_current_vllm_config().model_config.hf_config)
+        if not ours or not isinstance(layer, LinearBase):
             return super().get_quant_method(layer, prefix, tid2eid)
 
         from vllm_ascend.ops.linear import AscendUnquantizedLinearMethod

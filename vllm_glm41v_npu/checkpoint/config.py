@@ -21,9 +21,6 @@ from vllm_glm41v_npu.checkpoint.tokens import first, mark_ids
 
 Json = dict[str, Any]
 
-MODEL_TYPES = ("glm4v", "glm4v_text")
-"""`model_type` of the whole config, and of its text settings."""
-
 TEXT_SIZES = (
     "vocab_size",
     "hidden_size",

@@ -113,7 +113,7 @@ def _310p(name: str, product: str, chips: int, memory: int) -> Card:
         Figure(140e12, "OP/s", half),
         Figure(10e9, "B/s", "no figure was found", guess=True),
         Figure(30e-6, "s", "no figure was found", guess=True),
-        Figure(0.5, "", "vllm-ascend 0.23.0 keeps the other half for workspaces"),
+        Figure(0.5, "", "vllm-ascend keeps the other half for workspaces"),
         copies_head=True,
     )
 

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognises a checkpoint in msModelSlim's format, and checks it before it is loaded.
 
-vLLM asks a model for its own checks of the configuration, once before it looks at
-`--quantization`, and once before any process loads weights. Both are used on every backend.
+`recognise` is called before vLLM looks at `--quantization`, `check` before any process loads
+weights; `plugin` puts both into the settings checks, on every backend.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.backends import Backend, resolve
+from vllm_glm41v_npu.backends import Backend
 from vllm_glm41v_npu.checkpoint.description import METHOD, Description, is_described
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint, local_folder
 from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
@@ -27,34 +26,6 @@ SHARD_DTYPES = ("float16", "float32")
 """Dtypes that run shards of W8A8SC, which is made for float16; float32 takes any scales."""
 
 logger = logging.getLogger(f"vllm.{__name__}")
-
-
-@functools.cache
-def register_quantization(backend: Backend, architecture: str) -> None:
-    """Let vLLM recognise and validate quantized checkpoints of this model, and run them on a CPU.
-
-    Args:
-        backend: What computes.
-        architecture: The model's name in vLLM's registry.
-    """
-    from vllm.model_executor.layers.quantization import register_quantization_config
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-
-    register_quantization_config(METHOD)(resolve(backend.quantization))
-    before = MODELS_CONFIG_MAP.get(architecture) or VerifyAndUpdateConfig
-
-    class QuantizationCheck(VerifyAndUpdateConfig):
-        @staticmethod
-        def verify_and_update_model_config(model_config: Any) -> None:
-            before.verify_and_update_model_config(model_config)
-            recognise(model_config)  # vllm-ascend does not know the form for MindIE
-
-        @staticmethod
-        def verify_and_update_config(vllm_config: Any) -> None:
-            before.verify_and_update_config(vllm_config)
-            check(vllm_config, backend)
-
-    MODELS_CONFIG_MAP[architecture] = QuantizationCheck
 
 
 def recognise(model_config: Any) -> None:
