@@ -27,6 +27,13 @@ from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinea
 from vllm.model_executor.utils import set_weight_attrs
 
 from vllm_glm41v_npu.checkpoint.description import COMPRESSED, DYNAMIC, RULES, SPARSE, STATIC, Rule
+from vllm_glm41v_npu.checkpoint.names import (
+    DEQ_SCALE,
+    INPUT_OFFSET,
+    INPUT_SCALE,
+    QUANT_BIAS,
+    WEIGHT_SCALE,
+)
 from vllm_glm41v_npu.cpu import kernels
 from vllm_glm41v_npu.quant.scales import float_scale
 from vllm_glm41v_npu.quant.w8a8sc import portable
@@ -36,9 +43,9 @@ from vllm_glm41v_npu.quant.w8a8sc.shards import Stored
 
 DTYPES = {
     "weight": torch.int8,
-    "input_offset": torch.int8,
-    "quant_bias": torch.int32,
-    "deq_scale": torch.float32,
+    INPUT_OFFSET: torch.int8,
+    QUANT_BIAS: torch.int32,
+    DEQ_SCALE: torch.float32,
 }
 """Dtypes of the parameters that are not in the network's dtype."""
 
@@ -77,7 +84,7 @@ class Int8LinearMethod(LinearMethodBase):
             if "K" in rule.shape:
                 placed["input_dim"] = 1
             set_weight_attrs(param, placed | attributes)
-            if name == "deq_scale":
+            if name == DEQ_SCALE:
                 param.weight_loader = _from_bits(param.weight_loader)
             layer.register_parameter(name, param)
 
@@ -98,12 +105,12 @@ class StaticLinearMethod(Int8LinearMethod):
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         loaded = self._pack(layer)
-        layer.input_scale = loaded["input_scale"].item()
-        layer.input_offset = int(loaded["input_offset"])
-        layer.deq_scale = float_scale(loaded["deq_scale"])
+        layer.input_scale = loaded[INPUT_SCALE].item()
+        layer.input_offset = int(loaded[INPUT_OFFSET])
+        layer.deq_scale = float_scale(loaded[DEQ_SCALE])
         # The outputs of a row-parallel layer are all-reduced, so only one rank adds the bias.
         adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
-        layer.quant_bias = loaded["quant_bias"] if adds_bias else None
+        layer.quant_bias = loaded[QUANT_BIAS] if adds_bias else None
 
     def apply(
         self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
@@ -128,7 +135,7 @@ class CompressedLinearMethod(StaticLinearMethod):
     shapes and dtypes.
     """
 
-    dtypes = DTYPES | {"index": torch.int8, "info": torch.int64, "deq_scale": torch.int64}
+    dtypes = DTYPES | {"index": torch.int8, "info": torch.int64, DEQ_SCALE: torch.int64}
 
     def __init__(self, stored: Stored) -> None:
         static = {name: rule for name, rule in RULES[SPARSE].items() if rule.required}
@@ -159,7 +166,7 @@ class DynamicLinearMethod(Int8LinearMethod):
     """W8A8_DYNAMIC."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        layer.deq_scale = self._pack(layer)["weight_scale"].float().flatten()  # [N, 1] -> [N]
+        layer.deq_scale = self._pack(layer)[WEIGHT_SCALE].float().flatten()  # [N, 1] -> [N]
 
     def apply(
         self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None

@@ -28,6 +28,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sequence import IntermediateTensors
 
 from vllm_glm41v_npu.backends import current_backend, resolve
+from vllm_glm41v_npu.checkpoint.names import NETWORK
 from vllm_glm41v_npu.checkpoint.shapes import head_size
 from vllm_glm41v_npu.models.convert import Layout
 from vllm_glm41v_npu.models.decoder import LanguageModel
@@ -271,9 +272,9 @@ class Glm41vForConditionalGeneration(
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(
-            language_model="language_model.model",
-            connector="visual.merger.",
-            tower_model="visual.",
+            language_model=NETWORK.text.rstrip("."),
+            connector=f"{NETWORK.vision}merger.",
+            tower_model=NETWORK.vision,
         )
 
     def get_num_mm_encoder_tokens(self, num_image_tokens: int) -> int:
