@@ -31,7 +31,7 @@ from vllm_glm41v_npu.models.norm_bias import take_norm_bias, unwrapped
 from vllm_glm41v_npu.models.packed import LayoutError, reorder_channels
 from vllm_glm41v_npu.models.rope import deinterleave, head_size, rotary_dim
 from vllm_glm41v_npu.models.vision import PIXEL_OFFSET
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 
 # The order matters: a newer prefix is replaced before an older one could match its rest.
 HF_TO_VLLM = WeightsMapper(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_glm41v_npu.processing.limits import max_file_bytes
 from vllm_glm41v_npu.processing.media_files import data_url, kind_of, read_file
 
 MEDIA_TYPES = {"image": "image/png", "video": "video/mp4"}
@@ -58,11 +59,9 @@ class Task:
 
 def _part(path: Path) -> dict[str, Any]:
     """A file as vLLM's chat takes it, whole: no folder has to be shared with the engine."""
-    from vllm_glm41v_npu.processing.fetching import max_bytes
-
     kind = kind_of(path)
     try:
-        data = read_file(path, max_bytes(f"VLLM_GLM41V_NPU_MAX_{(kind or 'image').upper()}_MB"))
+        data = read_file(path, max_file_bytes("video" if kind == "video" else "image"))
     except OSError as error:
         raise TaskError(f"{path} cannot be read ({error.strerror}).") from error
     if kind is None:

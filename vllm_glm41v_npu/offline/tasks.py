@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from vllm_glm41v_npu.offline.sampling import SETTINGS, check_sampling, is_unicode
 from vllm_glm41v_npu.offline.task import Task, TaskError
-from vllm_glm41v_npu.processing.media_files import PICTURES, VIDEOS, is_medium, open_file
+from vllm_glm41v_npu.processing.media_files import MEDIA_SUFFIXES, is_medium, open_file
 
 __all__ = ["Task", "TaskError", "find_tasks"]
 
@@ -104,7 +104,7 @@ def _files(path: Path, say: Callable[[str], None]) -> list[Path]:
         found = "is no file and no folder" if os.path.lexists(path) else "does not exist"
         raise TaskError(f"{path} {found}. Give pictures, videos, folders or JSONL files.")
     media, left_out = _walk(path)
-    names = " ".join(PICTURES + VIDEOS)
+    names = " ".join(MEDIA_SUFFIXES)
     if not media:
         raise TaskError(f"{path} holds no picture and no video, by their names ({names}).")
     if left_out:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from vllm.logger import init_logger
 
-from vllm_glm41v_npu.processing.settings import logger
+logger = init_logger(__name__)
+
 
 RGB = "RGB"
 WHITE = (255, 255, 255)

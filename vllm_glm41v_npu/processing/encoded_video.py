@@ -15,18 +15,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from vllm.logger import init_logger
 
 from vllm_glm41v_npu.processing.containers import KNOWN, format_of
 from vllm_glm41v_npu.processing.decode_time import TooMuchWork
+from vllm_glm41v_npu.processing.frame_sampling import FPS_WHERE_UNKNOWN, Timeline, sample_frames
 from vllm_glm41v_npu.processing.grid import PatchGeometry, smart_resize
 from vllm_glm41v_npu.processing.mp4_tables import claims_too_much
-from vllm_glm41v_npu.processing.sampling import (
-    FPS_WHERE_UNKNOWN,
-    Timeline,
-    VideoSettings,
-    sample_frames,
-)
-from vllm_glm41v_npu.processing.settings import SAMPLING_KEYS, logger
+from vllm_glm41v_npu.processing.pixel_settings import SAMPLING_KEYS
 from vllm_glm41v_npu.processing.video import ProcessedVideo, Selection, check_count, cut_video
 from vllm_glm41v_npu.processing.video_reader import (
     MAX_FRAMES,
@@ -35,6 +31,9 @@ from vllm_glm41v_npu.processing.video_reader import (
     Header,
     VideoReader,
 )
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
+
+logger = init_logger(__name__)
 
 BACKENDS = ("opencv", "pyav")
 """What vLLM calls its decoders. Both are FFmpeg, which is called through PyAV here, whichever is

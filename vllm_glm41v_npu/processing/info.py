@@ -20,27 +20,27 @@ from vllm.multimodal.processing import (
 
 from vllm_glm41v_npu.backends import current_backend
 from vllm_glm41v_npu.processing.budget import process_budget
+from vllm_glm41v_npu.processing.connector import register_connector
 from vllm_glm41v_npu.processing.decode_time import DecodeTime
-from vllm_glm41v_npu.processing.fetching import MAX_MEGABYTES, max_bytes
 from vllm_glm41v_npu.processing.grid import (
     PatchGeometry,
     largest_picture,
     largest_video,
     smart_resize,
 )
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.limits import MAX_FILE_MB, max_file_bytes
 from vllm_glm41v_npu.processing.parser import Glm41vDataParser
-from vllm_glm41v_npu.processing.prompt import TEXT, Placeholder
-from vllm_glm41v_npu.processing.refusals import callers_error
-from vllm_glm41v_npu.processing.sampling import VideoSettings
-from vllm_glm41v_npu.processing.settings import (
+from vllm_glm41v_npu.processing.pixel_settings import (
     REQUEST_KWARGS,
     SERVER_KWARGS,
     ImageSettings,
     PixelSettings,
     overrides_for,
 )
-from vllm_glm41v_npu.processing.video_loading import Preparation
+from vllm_glm41v_npu.processing.prefetch import Prefetch
+from vllm_glm41v_npu.processing.prompt import TEXT, Placeholder
+from vllm_glm41v_npu.processing.refusals import callers_error
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
 
 S = TypeVar("S", bound=PixelSettings)
 
@@ -51,9 +51,7 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
     def __init__(self, ctx: InputProcessingContext) -> None:
         super().__init__(ctx)
         _check_limits()
-        # Videos fetched in this process are decoded with the settings of its server.
-        Glm41vMediaConnector.prepare = self.preparation
-        Glm41vMediaConnector.video_backend = self._video_backend()
+        register_connector(self.prefetch, self._video_backend())
 
     def _video_backend(self) -> str | None:
         config = self.ctx.model_config.multimodal_config
@@ -142,8 +140,9 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
         return settings.within(self.video_settings)
 
     @cached_property
-    def preparation(self) -> Preparation:
-        return Preparation(lambda video: self.get_video_settings({}, video.options), self.geometry)
+    def prefetch(self) -> Prefetch:
+        """Decodes the videos that this process fetches, with the settings of its server."""
+        return Prefetch(lambda video: self.get_video_settings({}, video.options), self.geometry)
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
         """Tokens of a picture of this size under the server's settings."""
@@ -216,8 +215,8 @@ def _check_limits() -> None:
     """Raise ValueError about a wrong limit when the server starts, and not to its callers."""
     process_budget()
     DecodeTime()
-    for variable in MAX_MEGABYTES:
-        max_bytes(variable)
+    for kind in MAX_FILE_MB:
+        max_file_bytes(kind)
 
 
 def _blank_video(

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from vllm.inputs import MultiModalInput
+from vllm.logger import init_logger
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import (
@@ -30,8 +31,9 @@ from vllm_glm41v_npu.processing.info import Glm41vProcessingInfo
 from vllm_glm41v_npu.processing.parser import Video
 from vllm_glm41v_npu.processing.prompt import Expansion
 from vllm_glm41v_npu.processing.refusals import callers_error
-from vllm_glm41v_npu.processing.settings import logger
 from vllm_glm41v_npu.processing.video import ProcessedVideo
+
+logger = init_logger(__name__)
 
 
 class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):
@@ -94,7 +96,7 @@ class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):
             settings = self.info.get_video_settings(mm_kwargs, video.options)
             geometry = self.info.geometry
             if isinstance(video, EncodedVideo) and not video.is_processed(settings, geometry):
-                self.info.preparation.forget(video)
+                self.info.prefetch.forget(video)
             return video.process(settings, geometry)
 
         done = _in_threads(process, videos)

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vllm_glm41v_npu.processing.budget import Plan, check_alive
-from vllm_glm41v_npu.processing.fetching import decode_base64
+from vllm_glm41v_npu.processing.data_urls import decode_base64
 from vllm_glm41v_npu.processing.picture_file import plan_picture
-from vllm_glm41v_npu.processing.settings import SAMPLING_KEYS
+from vllm_glm41v_npu.processing.pixel_settings import SAMPLING_KEYS
 
 MEDIA_TYPE = "video/jpeg"
 MAX_PIXELS = 500_000_000

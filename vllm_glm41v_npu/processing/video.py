@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.logger import init_logger
 
-from vllm_glm41v_npu.processing.grid import PatchGeometry, smart_resize
-from vllm_glm41v_npu.processing.image import cut_patches, resize, to_tensor
-from vllm_glm41v_npu.processing.sampling import (
+from vllm_glm41v_npu.processing.frame_sampling import (
     FPS_WHERE_UNKNOWN,
     Timeline,
-    VideoSettings,
     pad_to_pairs,
     sample_frames,
 )
-from vllm_glm41v_npu.processing.settings import logger
+from vllm_glm41v_npu.processing.grid import PatchGeometry, smart_resize
+from vllm_glm41v_npu.processing.image import cut_patches, resize, to_tensor
 from vllm_glm41v_npu.processing.video_metadata import read_metadata
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
+
+logger = init_logger(__name__)
 
 
 @dataclass(frozen=True)

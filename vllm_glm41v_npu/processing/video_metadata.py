@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vllm_glm41v_npu.processing.sampling import FPS_WHERE_UNKNOWN, Timeline
+from vllm_glm41v_npu.processing.frame_sampling import FPS_WHERE_UNKNOWN, Timeline
 
 _RANGES = {
     "fps": (1e-6, 1e6, "above 0, at least 0.000001, and at most 1,000,000 frames a second"),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vllm_glm41v_npu.serving.answer_parser import INCLUDE_REASONING
+from vllm_glm41v_npu.serving.asgi import BATCH, CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from vllm_glm41v_npu.serving.chat_parts import (
     Form,
     for_chat,
@@ -27,8 +28,6 @@ from vllm_glm41v_npu.serving.thinking_switch import (
 )
 
 KWARGS = "chat_template_kwargs"
-MESSAGES, RESPONSES, BATCH = "/v1/messages", "/v1/responses", "/v1/chat/completions/batch"
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EXAMPLE = '{"role": "user", "content": "..."}'
 
 ITEMS = ("function_call", "function_call_output", "reasoning")

@@ -17,7 +17,8 @@ from vllm.entrypoints.serve.utils.error_response import create_error_response
 from vllm.entrypoints.serve.utils.server_utils import exception_handler
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
-from vllm_glm41v_npu.serving.chat_request import MESSAGES, prepare
+from vllm_glm41v_npu.serving.asgi import MESSAGES, route_path
+from vllm_glm41v_npu.serving.chat_request import prepare
 from vllm_glm41v_npu.serving.field_errors import sentences
 
 CALLERS_ERRORS = (ValueError, OverflowError, NotImplementedError, TemplateError, VLLMNotFoundError)
@@ -42,14 +43,12 @@ def improve(app: FastAPI) -> FastAPI:
 async def check_body(raw_request: Request) -> None:
     """A dependency of every route that takes JSON; runs before pydantic sees the body."""
     await validate_json_request(raw_request)
-    scope = raw_request.scope
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
     try:
         body = await raw_request.json()
     except (ValueError, RecursionError) as error:
         found = f"is no JSON ({error})" if await raw_request.body() else "is empty"
         raise VLLMValidationError(f"The body {found}; expected a JSON object.") from error
-    prepare(path, body)
+    prepare(route_path(raw_request.scope), body)
 
 
 async def refuse_unreadable(request: Request, error: HTTPException) -> Response:

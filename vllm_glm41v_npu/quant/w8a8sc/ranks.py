@@ -11,7 +11,7 @@ from torch import nn
 
 from vllm_glm41v_npu.models.weights import WeightLoader
 from vllm_glm41v_npu.processing.grid import PatchGeometry
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 from vllm_glm41v_npu.quant.w8a8sc.split import Sink, Splitter, check_split, is_norm_bias
 from vllm_glm41v_npu.quant.w8a8sc.tensors import Tensors
 
