@@ -11,9 +11,9 @@ import torch
 from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.forward_context import create_forward_context, override_forward_context
 
+from vllm_glm41v_npu.checks import OptionError, micro_batch_tokens
 from vllm_glm41v_npu.models import micro_batch
 from vllm_glm41v_npu.models.micro_batch import MicroBatch
-from vllm_glm41v_npu.options import OptionError, micro_batch_tokens
 
 pytestmark = pytest.mark.cpu
 

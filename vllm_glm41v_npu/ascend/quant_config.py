@@ -15,35 +15,27 @@ from typing import Any
 import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
-from vllm_glm41v_npu.backends import ATLAS_310P, current_backend
+from vllm_glm41v_npu.backends import current_backend, resolve
 from vllm_glm41v_npu.checkpoint.description import (
     COMPRESSED,
     FLOAT,
-    METHOD,
     Description,
     DescriptionError,
 )
 from vllm_glm41v_npu.checkpoint.folder import WRAPPER
+from vllm_glm41v_npu.family import is_our_config
 from vllm_glm41v_npu.quant.recognition import read_description
 
-# Both modules register a config under one name, and the last one counts: on Atlas A2, that of
-# Atlas 310P may not be imported. Importing it here lets ours be the last.
-if current_backend() is ATLAS_310P:
-    from vllm_ascend._310p.quantization import AscendModelSlimConfig310 as ModelSlimConfig
-else:
-    from vllm_ascend.quantization import AscendModelSlimConfig as ModelSlimConfig
-
-MODEL_TYPES = ("glm4v", "glm4v_text")
-"""What the network's two towers find as their config's model_type."""
+# Each chip's module registers a config under one name, and the last one counts: the other chip's
+# may not be imported, and this one before `plugin` registers ours.
+ModelSlimConfig: Any = resolve(str(current_backend().modelslim))
 
 NORM_BIAS = "norm.bias"
 """Where the description names such a tensor, AscendRMSNorm makes a parameter for each RMSNorm."""
 
 
-@register_quantization_config(METHOD)
 class Glm41vModelSlimConfig(ModelSlimConfig):
     """What runs each layer of a checkpoint in msModelSlim's format."""
 
@@ -57,7 +49,7 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         RMSNorms whose bias is not zero get it when it is loaded: see models/norm_bias.py. Shards
         name such biases where there are some, and nowhere else.
         """
-        if getattr(hf_config, "model_type", None) not in MODEL_TYPES:
+        if not is_our_config(hf_config):
             super().maybe_update_config(model_name, hf_config, revision)
             return
         # What config.json says of the form for MindIE is in here, and is no description.
@@ -84,8 +76,8 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         Raises:
             DescriptionError: The layer is not described, or has a type that the chip does not run.
         """
-        model_type = get_current_vllm_config().model_config.hf_config.model_type
-        if model_type not in MODEL_TYPES or not isinstance(layer, LinearBase):
+        ours = is_our_config(get_current_vllm_config().model_config.hf_config)
+        if not ours or not isinstance(layer, LinearBase):
             return super().get_quant_method(layer, prefix, tid2eid)
 
         from vllm_ascend.ops.linear import AscendUnquantizedLinearMethod
@@ -94,7 +86,7 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         kind = self.description.layer_type(prefix)
         if kind == FLOAT:
             return AscendUnquantizedLinearMethod()
-        schemes = chip_schemes()
+        schemes = resolve(str(current_backend().schemes))
         if kind not in schemes:
             raise DescriptionError(
                 f"{self.description.file} gives {prefix} the type {kind!r}; "
@@ -102,12 +94,3 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
                 "to one of them."
             )
         return AscendLinearMethod(schemes[kind]())
-
-
-def chip_schemes() -> dict[str, type]:
-    """Type of a layer to the scheme that this process's chip runs it by."""
-    if current_backend() is ATLAS_310P:
-        from vllm_glm41v_npu.ascend.schemes_310p import SCHEMES
-    else:
-        from vllm_glm41v_npu.ascend.schemes_a2 import SCHEMES
-    return SCHEMES

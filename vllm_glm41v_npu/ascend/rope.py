@@ -28,9 +28,6 @@ class A2TextRotaryEmbedding(TextRotaryEmbedding):
     [16, 24, 24] alone, and computes any other in plain PyTorch in every layer.
     """
 
-    def __init__(self, config, dtype: torch.dtype, max_positions: int) -> None:
-        super().__init__(config, dtype)
-
     def forward(
         self, step: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,10 +112,3 @@ class AscendVisionRotaryEmbedding(nn.Module):
         q, k = (part.contiguous() for part in qk.chunk(2, dim=2))
         cos, sin = (part[None] for part in step)  # [1, patches, 1, head_dim]
         return torch_npu.npu_apply_rotary_pos_emb(q, k, cos, sin, layout="BSND", rotary_mode="half")
-
-
-TEXT_CLASSES = {
-    "npu_mrope": A2TextRotaryEmbedding,
-    "npu_apply_rotary_pos_emb": Atlas310PTextRotaryEmbedding,
-}
-"""By the name of the kernel that backends.py gives."""

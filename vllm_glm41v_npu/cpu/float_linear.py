@@ -15,8 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
-from vllm_glm41v_npu.backends import current_backend
-
 STEP = 32
 """Numbers that a row gets more: two cache lines of 64 bytes."""
 
@@ -42,7 +40,7 @@ class SpacedLinearMethod(UnquantizedLinearMethod):
 def space_weights(network: nn.Module, dtype: torch.dtype) -> None:
     """Give the linear layers of `network`, of `dtype`, that method where it helps."""
     avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    if current_backend().is_ascend or dtype != torch.float32 or not avx2:
+    if dtype != torch.float32 or not avx2:
         return
     for layer in network.modules():
         is_float = type(getattr(layer, "quant_method", None)) is UnquantizedLinearMethod

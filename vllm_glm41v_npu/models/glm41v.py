@@ -26,7 +26,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sequence import IntermediateTensors
 
-from vllm_glm41v_npu.cpu.float_linear import space_weights
+from vllm_glm41v_npu.backends import current_backend, resolve
 from vllm_glm41v_npu.models.encoder_graph import EncoderGraph
 from vllm_glm41v_npu.models.language_model import LanguageModel
 from vllm_glm41v_npu.models.lora import refuse_unknown_modules
@@ -92,7 +92,8 @@ class Glm41vForConditionalGeneration(
                 model_class=LanguageModel,
                 prefix=maybe_prefix(prefix, "language_model"),
             )
-        space_weights(self, model_config.dtype)
+        if float_layers := current_backend().float_layers:
+            resolve(float_layers)(self, model_config.dtype)
         self.micro_batch = MicroBatch.of(self.language_model.model, vllm_config)
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
         if load_format == "sharded_state":

@@ -27,8 +27,8 @@ from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.distributed import get_tp_group
 from vllm.forward_context import get_forward_context, is_forward_context_available
 
+from vllm_glm41v_npu.checks import MICRO_BATCH, OptionError, micro_batch_tokens
 from vllm_glm41v_npu.models.decoder import Decoder, DecoderLayer
-from vllm_glm41v_npu.options import MICRO_BATCH, OptionError, micro_batch_tokens
 
 logger = logging.getLogger(f"vllm.{__name__}")
 

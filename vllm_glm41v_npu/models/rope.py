@@ -19,7 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.rotary_embedding.common import ApplyRotaryEmb
 
-from vllm_glm41v_npu.backends import current_backend
+from vllm_glm41v_npu.backends import current_backend, resolve
 
 
 def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tensor:
@@ -86,8 +86,8 @@ class TextRotaryEmbedding(nn.Module):
     one axis. `step` merges them once per step, and every layer rotates with the same rows.
     """
 
-    def __init__(self, config, dtype: torch.dtype) -> None:
-        super().__init__()
+    def __init__(self, config, dtype: torch.dtype, max_positions: int = 0) -> None:
+        super().__init__()  # no rows are kept, so `max_positions` is for other classes
         self.head_dim = head_size(config)
         self.dtype = dtype
         inv_freq, factors = whole_head_frequencies(config)
@@ -190,19 +190,10 @@ class VisionRotaryEmbedding(nn.Module):
 
 
 def text_rotary_embedding(config, dtype: torch.dtype, max_positions: int) -> nn.Module:
-    """The decoder's rope, in the class that fits the backend."""
-    kernel = current_backend().text_rope
-    if kernel == "rotary_embedding":
-        return TextRotaryEmbedding(config, dtype)
-    from vllm_glm41v_npu.ascend.rope import TEXT_CLASSES
-
-    return TEXT_CLASSES[kernel](config, dtype, max_positions)
+    """The decoder's rope, in the class of the backend."""
+    return resolve(current_backend().text_rope)(config, dtype, max_positions)
 
 
 def vision_rotary_embedding(head_dim: int, merge: int) -> nn.Module:
-    """The vision tower's rope, in the class that fits the backend."""
-    if not current_backend().is_ascend:
-        return VisionRotaryEmbedding(head_dim, merge)
-    from vllm_glm41v_npu.ascend.rope import AscendVisionRotaryEmbedding
-
-    return AscendVisionRotaryEmbedding(head_dim, merge)
+    """The vision tower's rope, in the class of the backend."""
+    return resolve(current_backend().vision_rope)(head_dim, merge)
