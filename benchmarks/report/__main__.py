@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 NEEDED = ("jinja2", "matplotlib", "pydantic")
 

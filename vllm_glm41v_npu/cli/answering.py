@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_glm41v_npu.cli.errors import fail
-from vllm_glm41v_npu.cli.printing import echo, one_line
+from vllm_glm41v_npu.cli.terminal import echo, fail, one_line
 from vllm_glm41v_npu.offline.answers import (
     MINDIE_COLUMNS,
     Answer,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import check_installed, fail
-from vllm_glm41v_npu.cli.printing import echo
 from vllm_glm41v_npu.cli.start import fitted
+from vllm_glm41v_npu.cli.terminal import check_installed, echo, fail
 from vllm_glm41v_npu.processing.media_files import data_url, kind_of, read_file
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_glm41v_npu.checkpoint.folder import BadFile, Checkpoint, read_header
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 if TYPE_CHECKING:
     from vllm_glm41v_npu.checkpoint.description import Description

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 LOOPBACK = "localhost,127.0.0.1,::1"
 

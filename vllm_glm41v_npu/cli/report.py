@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 UNREAD = {"allow_extra_args": True, "ignore_unknown_options": True}
 

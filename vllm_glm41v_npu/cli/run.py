@@ -20,15 +20,14 @@ from vllm_glm41v_npu.checks import MICRO_BATCH
 from vllm_glm41v_npu.cli.answering import answer_all as _answer_all
 from vllm_glm41v_npu.cli.answering import check_outputs, report, write_table
 from vllm_glm41v_npu.cli.ask import HUB_MODEL
-from vllm_glm41v_npu.cli.decoding import (
+from vllm_glm41v_npu.cli.start import (
     DecodingLength,
     DynamicDecoding,
     ParallelDecoding,
     SpeculativeConfig,
+    fitted,
 )
-from vllm_glm41v_npu.cli.errors import check_installed, fail
-from vllm_glm41v_npu.cli.printing import echo, one_line
-from vllm_glm41v_npu.cli.start import fitted
+from vllm_glm41v_npu.cli.terminal import check_installed, echo, fail, one_line
 from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary
 from vllm_glm41v_npu.offline.sampling import check_sampling

@@ -11,14 +11,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vllm_glm41v_npu.cli.decoding import (
+from vllm_glm41v_npu.cli.start import (
     DecodingLength,
     DynamicDecoding,
     ParallelDecoding,
+    PortTaken,
     SpeculativeConfig,
+    check_port,
+    with_kv_cache,
 )
-from vllm_glm41v_npu.cli.errors import fail
-from vllm_glm41v_npu.cli.start import PortTaken, check_port, with_kv_cache
+from vllm_glm41v_npu.cli.terminal import fail
 from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.planning.kv_cache import NoRoom
 from vllm_glm41v_npu.serving.command import Settings, SettingsError

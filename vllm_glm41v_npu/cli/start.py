@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of commands before vLLM starts: a server's port, and the memory of a CPU's host."""
+"""Start of vLLM by a command: options of parallel decoding, a free port, a CPU's memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,27 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from vllm_glm41v_npu.decoding.settings import Kind
 from vllm_glm41v_npu.planning.kv_cache import choose_kv_cache
 from vllm_glm41v_npu.serving.command import Settings
+
+ParallelDecoding = Annotated[
+    Kind | None, typer.Option(help="Guess several tokens a step; the answers stay the same.")
+]
+DecodingLength = Annotated[
+    int | None, typer.Option(help="Tokens guessed at most, 1 to 16; 5 of ngram, else 16.")
+]
+DynamicDecoding = Annotated[
+    bool | None, typer.Option(help="Of memory: stop at what is likely wrong; the default.")
+]
+SpeculativeConfig = Annotated[
+    str | None, typer.Option(help="vLLM's own, in JSON, in place of --parallel-decoding.")
+]
+"""Options that several commands have."""
 
 WORDS = ("--host", "--port", "--uds", "--max-model-len", "--max-num-seqs", "--dtype")
 MEMORY = ("--kv-cache-memory-bytes", "--gpu-memory-utilization", "--config")

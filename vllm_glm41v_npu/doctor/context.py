@@ -15,8 +15,8 @@ from typing import Any
 from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU, Backend
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import child
-from vllm_glm41v_npu.doctor.checkpoint import locate
 from vllm_glm41v_npu.doctor.finding import Finding
+from vllm_glm41v_npu.doctor.locate import locate
 from vllm_glm41v_npu.doctor.npu_smi import Chip, parse
 from vllm_glm41v_npu.doctor.processes import Outcome, run
 from vllm_glm41v_npu.planning import host_memory

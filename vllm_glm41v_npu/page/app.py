@@ -23,11 +23,15 @@ from vllm_glm41v_npu.page.conversation import (
     open_picture,
     request,
 )
-from vllm_glm41v_npu.page.guard import LIMITS, BoundedBodies, Names, OwnPageOnly
-from vllm_glm41v_npu.page.headers import NothingFromElsewhere
-from vllm_glm41v_npu.page.labels import CHINESE, ENGLISH
-from vllm_glm41v_npu.page.reply import Reply
+from vllm_glm41v_npu.page.guard import (
+    LIMITS,
+    BoundedBodies,
+    Names,
+    NothingFromElsewhere,
+    OwnPageOnly,
+)
 from vllm_glm41v_npu.page.server import Server, ServerError
+from vllm_glm41v_npu.page.streamed_answer import StreamedAnswer
 from vllm_glm41v_npu.serving.grounding import Box, draw_boxes
 
 FORGET = (3600, 24 * 3600)
@@ -37,6 +41,32 @@ CSS = """
 #status { text-align: center }
 button[aria-label="Share"] { display: none }  /* would send a picture to a hub */
 """
+
+ENGLISH = {
+    "ask": "Ask about pictures or clips: type, paste or drop them here",
+    "chat": "Conversation",
+    "settings": "Settings",
+    "own": "default",
+    "system": "System prompt",
+    "temperature": "Temperature",
+    "top_p": "Top p",
+    "top_k": "Top k",
+    "repetition_penalty": "Repetition penalty",
+    "max_tokens": "Most tokens",
+}
+CHINESE = {
+    "ask": "就图片或视频提问：输入文字，粘贴或拖入文件",
+    "chat": "对话",
+    "settings": "设置",
+    "own": "默认",
+    "system": "系统提示词",
+    "temperature": "温度",
+    "top_p": "Top p",
+    "top_k": "Top k",
+    "repetition_penalty": "重复惩罚",
+    "max_tokens": "最多词元数",
+}
+"""The words on the page; the browser's language chooses."""
 
 words = gr.I18n(**{"en": ENGLISH, "zh-CN": CHINESE})
 
@@ -53,7 +83,7 @@ def build(server: Server) -> gr.Blocks:
     async def answer(
         question: dict[str, Any], history: list[Message], system: str, *sampling: str
     ) -> AsyncIterator[list[gr.ChatMessage]]:
-        reply = Reply()
+        reply = StreamedAnswer()
         text, files = question["text"], question["files"]
         try:
             body = _body(sampling)
@@ -183,7 +213,7 @@ def _body(sampling: Sequence[str]) -> dict[str, Any]:
     return body
 
 
-def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
+def _shown(reply: StreamedAnswer, done: bool = False) -> list[gr.ChatMessage]:
     """The thinking, folded once the answer begins, and the answer."""
     shown = []
     if reply.thinking:
@@ -194,7 +224,7 @@ def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
     return shown
 
 
-def _remarks(reply: Reply, media: list[str]) -> list[gr.ChatMessage]:
+def _remarks(reply: StreamedAnswer, media: list[str]) -> list[gr.ChatMessage]:
     """The picture with the answer's boxes, and what else there is to say about an answer."""
     remarks: list[Any] = []
     if reply.cut:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of requests to the page: they are its own page's, and of a bearable size.
+"""Guard of the page: requests come from the page itself, within limits; a policy for browsers.
 
 The page has no password on this machine, so another web page in the same browser must not use it.
 The browser says which page asks (`Origin`), and by which name it came (`Host`): a name of somebody
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MEBIBYTE = 1 << 20
 EVERYWHERE = ("0.0.0.0", "::")
@@ -169,3 +169,24 @@ def _holds(folder: Path) -> tuple[int, int]:
                 continue
             files += 1
     return files, bytes_
+
+
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+)
+
+
+class NothingFromElsewhere:
+    """ASGI middleware that has browsers load nothing from elsewhere, and let nobody frame the page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy if scope["type"] == "http" else send)

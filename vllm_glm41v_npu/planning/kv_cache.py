@@ -17,7 +17,7 @@ from vllm_glm41v_npu.backends import cpu_backend, starts_on_cpu
 from vllm_glm41v_npu.checkpoint.folder import FLOAT_BYTES, Checkpoint
 from vllm_glm41v_npu.checks import resolved_dtype
 from vllm_glm41v_npu.planning import host_memory
-from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, Model
+from vllm_glm41v_npu.planning.model_size import PUBLISHED_TEXT, Model
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

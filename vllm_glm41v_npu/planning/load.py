@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from vllm_glm41v_npu.planning.chips import PlanError
 from vllm_glm41v_npu.planning.live import Measured
-from vllm_glm41v_npu.planning.model import Model, Picture
+from vllm_glm41v_npu.planning.model_size import Model, Picture
 
 TEXT_TOKENS = 31
 """Of a short question, its template and the marks around a picture."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from vllm_glm41v_npu.checkpoint.shapes import uneven
 from vllm_glm41v_npu.planning.chips import Card, Figure, PlanError, Type
-from vllm_glm41v_npu.planning.model import Model, Picture
+from vllm_glm41v_npu.planning.model_size import Model, Picture
 
 ACTIVATIONS = Figure(1.5e9, "B", "of the order that vLLM sets aside", guess=True)
 """On each chip, beside weights and KV cache."""

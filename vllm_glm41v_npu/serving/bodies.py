@@ -23,7 +23,7 @@ MAX_VALUES = 1 << 18
 MAX_OBJECTS = 1 << 14
 """The most objects of a JSON body: vLLM reports each wrong one, 15 errors each, before all else."""
 OBJECTS = (b'{"', b"{}", b"{ ", b"{\n", b"{\r", b"{\t")
-"""How an object begins; in a text, a quote is escaped."""
+"""Beginnings of an object; within a text, a quote is escaped."""
 
 DRAINED = 2 << 30
 """Bytes of a refused body that are read and dropped, before the refusal is sent."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The body of a request to one of vLLM's routes, before vLLM validates it.
 
-What vLLM would refuse in a hundred lines, or not understand, is refused here in a sentence; what it
-would ignore is put into words that it knows.
+A body that vLLM would refuse in a hundred lines, or misread, is refused here in a sentence; fields
+that it would ignore are put into a form that it knows.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _form(path: str) -> Form:
 
 
 def _conversations(path: str, body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(name, messages) of each; a field that is not there is left to vLLM."""
+    """Yield (name, messages) of each conversation; a field that is not there is left to vLLM."""
     if path == RESPONSES:
         if "input" in body and not isinstance(body["input"], str):
             yield "input", body["input"]
@@ -183,7 +183,7 @@ def _check_message(name: str, message: Any) -> None:
 
 
 def _check_item(name: str, item: Mapping[str, Any]) -> None:
-    """Check an item of /v1/responses: what a tool was asked and said, and the like."""
+    """Check an item of /v1/responses that is no message, such as a call of a tool."""
     if not item.get("role") and item["type"] not in ITEMS:
         raise refuse(
             f"{name} is of type {shown(item['type'])}; expected a message like {EXAMPLE}, or one "
@@ -192,7 +192,7 @@ def _check_item(name: str, item: Mapping[str, Any]) -> None:
 
 
 def _check_echo(body: Mapping[str, Any]) -> None:
-    """Refuse to repeat what is not text, which is 500 in vLLM 0.23.0; in a stream, any parts."""
+    """Refuse to echo parts that are not text, and any parts in a stream: 500 in vLLM 0.23.0."""
     if not body.get("echo") or body.get("add_generation_prompt") is not False:
         return
     content = body["messages"][-1].get("content")

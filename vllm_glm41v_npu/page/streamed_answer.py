@@ -9,7 +9,7 @@ from vllm_glm41v_npu.serving.grounding import Box, find_boxes
 from vllm_glm41v_npu.serving.thinking import ThinkingSplitter
 
 
-class Reply:
+class StreamedAnswer:
     """What the server has said so far.
 
     thinking: of the server's reasoning parser, or within `<think>` where it has none.
