@@ -26,10 +26,10 @@ logger = init_logger(__name__)
 
 @dataclass(frozen=True)
 class Timeline:
-    """How long a video is: its number of frames, frames a second, and seconds.
+    """The length of a video: its number of frames, frames a second, and seconds.
 
     ``duration`` is 0 where it is not known. ``times`` are the seconds of all frames, ascending
-    from 0, where they say more than ``fps`` does; else it is empty.
+    from 0, where they are more exact than ``fps``; else it is empty.
     """
 
     total_num_frames: int
@@ -38,25 +38,25 @@ class Timeline:
     times: tuple[float, ...] = field(default=(), repr=False)
 
     def seconds(self, frames_indices: Sequence[int]) -> list[int]:
-        """The full second of the first frame of each temporal pair."""
+        """Return the full second of the first frame of each temporal pair."""
         if self.times:
             return [int(self.times[index]) for index in frames_indices[::2]]
         return [int(index / self.fps) for index in frames_indices[::2]]
 
     def frame_at(self, second: float) -> int:
-        """The index of the first frame at ``second`` or later, or of the last one."""
+        """Return the index of the first frame at ``second`` or later, or of the last one."""
         index = bisect_left(self.times, second) if self.times else math.ceil(second * self.fps)
         return min(self.total_num_frames - 1, index)
 
 
 def sample_frames(timeline: Timeline, settings: VideoSettings, name: str) -> list[int]:
-    """Indices of the frames to take: an even number, not descending, the last one twice if need be.
+    """Return the indices of the frames to take, ascending, their number even: the last may be twice.
 
     A clip longer than ``max_duration`` is sampled over its whole length, more thinly. A clip so
     short that the rule takes no frame (where transformers fails) gives its first and last one.
 
     Raises:
-        ValueError: more frames than a request may ask for.
+        ValueError: They are more frames than a request may ask for.
     """
     last = timeline.total_num_frames - 1
     duration = timeline.duration or round(last / timeline.fps) + 1
@@ -84,13 +84,15 @@ def sample_frames(timeline: Timeline, settings: VideoSettings, name: str) -> lis
 
 
 def pad_to_pairs(indices: Sequence[int]) -> list[int]:
-    """The last one twice where their number is odd."""
+    """Return the indices, with the last one twice where their number is odd."""
     return [*indices, *indices[len(indices) - len(indices) % 2 :]]
 
 
 def _every(timeline: Timeline, duration: float, fps: float) -> list[int]:
-    """Indices of ``fps`` frames a second over ``duration``. Whoever asks for more than there are
-    gets each frame once, and it takes no longer."""
+    """Return the indices of ``fps`` frames a second over ``duration``.
+
+    A request for more frames than there are gets each frame once, in the same time.
+    """
     last, own = timeline.total_num_frames - 1, timeline.fps
     fps = min(fps, max(own, _HIGHEST_FPS))
     if timeline.times:

@@ -18,8 +18,8 @@ _MOST_FRAMES = 1e9  # beyond any video
 class VideoSettings(PixelSettings):
     """The video settings of a checkpoint, transformers' ``Glm4vVideoProcessor``.
 
-    ``limits`` count the pixels of all frames together. ``num_frames``, where given, is taken
-    instead of ``fps``. ``do_sample_frames`` is None where nobody said so: then a whole clip is
+    ``limits`` count the pixels of all frames together. ``num_frames``, where given, is used
+    instead of ``fps``. ``do_sample_frames`` is None where it is not set: then a whole clip is
     sampled, and frames that were sampled before are taken as they are. ``must_fit`` refuses more
     frames than ``frame_limit`` instead of thinning them out.
     """
@@ -34,7 +34,7 @@ class VideoSettings(PixelSettings):
     do_sample_frames: bool | None = None
     must_fit: bool = False
     refusal: str | None = None
-    """Why videos of this checkpoint are not taken."""
+    """The reason why videos of this checkpoint are refused, or None."""
 
     @classmethod
     def from_config(
@@ -46,7 +46,7 @@ class VideoSettings(PixelSettings):
 
     @property
     def frame_limit(self) -> int:
-        """The most frames taken of one video, an even number of at least 2."""
+        """The most frames of one video, an even number of at least 2."""
         most = self.max_frames or math.ceil(min(self.max_duration * self.fps, _MOST_FRAMES))
         return max(2, most - most % 2)
 
@@ -59,10 +59,10 @@ class VideoSettings(PixelSettings):
     def with_overrides(
         self, overrides: Mapping[str, object], geometry: PatchGeometry, source: str
     ) -> VideoSettings:
-        """These settings under some of `PIXEL_KEYS` and `SAMPLING_KEYS`.
+        """Return these settings with some of `PIXEL_KEYS` and `SAMPLING_KEYS` changed.
 
         Raises:
-            ValueError: a value out of range, or both ``fps`` and ``num_frames``.
+            ValueError: A value is out of range, or both ``fps`` and ``num_frames`` are given.
         """
         if "fps" in overrides and "num_frames" in overrides:
             raise ValueError(
@@ -80,12 +80,12 @@ class VideoSettings(PixelSettings):
         return replace(settings, **changes)  # type: ignore[arg-type]
 
     def within(self, server: VideoSettings) -> VideoSettings:
-        """A request's settings, held to the limits the server was started with.
+        """Return a request's settings, held to the limits the server was started with.
 
-        More frames by a higher ``fps`` are refused when the length of the video is known.
+        More frames by a higher ``fps`` are refused later, when the length of the video is known.
 
         Raises:
-            ValueError: more pixels or more frames asked for than the server takes.
+            ValueError: It asks for more pixels or frames than the server takes.
         """
         self.check_max_pixels(server)
         most = server.frame_limit

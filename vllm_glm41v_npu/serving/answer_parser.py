@@ -134,7 +134,7 @@ class Glm41vParser(DelegatingParser):
     def _content_delta(
         self, content: str, token_ids: list[int], request: Request, finished: bool
     ) -> DeltaMessage | None:
-        """Return a message of content, or of the tool calls in it; None where nothing is settled."""
+        """Return a message of content or of the tool calls in it; None where nothing is settled."""
         if self._tool_parser is None or request.tool_choice == "none":
             bare = self._reasoning_parser is None and self._splitter is None
             # As without a parser, a token without text may bring its probability.

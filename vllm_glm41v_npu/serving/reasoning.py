@@ -83,7 +83,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """Return the message that `delta_text` settles, or None; called with every delta in turn."""
+        """Return the message that `delta_text` settles, or None; called with each delta in turn."""
         return _delta(*self._splits().feed(delta_text))
 
     def end_of_stream(self) -> DeltaMessage | None:

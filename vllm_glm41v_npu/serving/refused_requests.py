@@ -52,7 +52,7 @@ async def check_body(raw_request: Request) -> None:
 
 
 async def refuse_unreadable(request: Request, error: HTTPException) -> Response:
-    """Answer 400 about a body that FastAPI could not decode, and its other errors as FastAPI does."""
+    """Answer 400 about a body that FastAPI could not decode; other errors as FastAPI does."""
     cause = error.__cause__
     if error.status_code != 400 or cause is None:
         return await http_exception_handler(request, error)
