@@ -56,7 +56,7 @@ class EncodedVideo(tuple):
         data: the file.
         media_io_kwargs: ``backend`` (one of `BACKENDS`) and any of `SAMPLING_KEYS`, as given to
             the server or the request for videos.
-        name: what messages call the video.
+        name: the name of the video in messages.
 
     Raises:
         ValueError: A key or the backend is unknown.
