@@ -166,7 +166,7 @@ def run(
         try:
             _answer_all(runner, left, answers, quiet, given)
         finally:  # of a run that was ended, too
-            report([*summary(given, time.perf_counter() - started), *runner.guesses()])
+            report([*summary(given, time.perf_counter() - started), *runner.draft_rows()])
             if mindie_csv:
                 write_table(mindie_csv, given, max_batch_size)
     if any(answer.error for answer in given):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One request of a run, and what vLLM's chat is given of it."""
+"""One request of a run, and its messages for vLLM's chat."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """One request, of which nothing is read yet.
+    """One request; its files are not read yet.
 
-    id: what its answer is found by, one of a kind.
+    id: its answer is found by it; no two tasks share one.
     text: the question.
     files: pictures and videos, before the text.
-    system: of the system's turn, or "".
+    system: the text of the system's turn, or "".
     messages: the whole conversation in OpenAI's form, in place of the three.
     sampling: some of `sampling.SETTINGS`.
-    error: what is wrong with the request, in a sentence; it is not asked then.
-    place: a line's file and number, "" of others.
+    error: a sentence about a wrong request, which is not asked then.
+    place: file and number of a line, "" where it comes from no line.
     """
 
     id: str
@@ -43,7 +43,7 @@ class Task:
     place: str = field(default="", compare=False)
 
     def conversation(self) -> list[Any]:
-        """The messages for vLLM's chat; the files are read now.
+        """Return the messages for vLLM's chat; the files are read now.
 
         Raises:
             TaskError: One is no picture and no video, or cannot be read.
@@ -58,7 +58,7 @@ class Task:
 
 
 def _part(path: Path) -> dict[str, Any]:
-    """A file as vLLM's chat takes it, whole: no folder has to be shared with the engine."""
+    """Return a whole file as a part of vLLM's chat: no folder is shared with the engine."""
     kind = kind_of(path)
     try:
         data = read_file(path, max_file_bytes("video" if kind == "video" else "image"))

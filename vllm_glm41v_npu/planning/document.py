@@ -14,12 +14,12 @@ from vllm_glm41v_npu.planning.roofline import Bound, Memory, Plan
 
 
 def document(plan: Plan, load: Load, measured: Measured | None = None) -> Json:
-    """All that is known, in bytes, seconds and tokens.
+    """Return all results of a plan, in bytes, seconds and tokens.
 
     Args:
         plan: The model and the cards.
-        load: What is asked of them.
-        measured: What a server did under this load.
+        load: The load of the cards.
+        measured: The figures of a server under this load.
     """
     vision = plan.vision(load.pictures)
     prefill = plan.prefill(load.prompt_tokens)
@@ -76,7 +76,7 @@ def _server(measured: Measured, first_token: float, token: float) -> Json:
 
 def _notes(plan: Plan, load: Load, memory: Memory, measured: Measured | None) -> Iterator[str]:
     if guesses := [name for name, figure in plan.figures.items() if figure.guess]:
-        yield f"Guessed, so what rests on them is too: {', '.join(guesses)}."
+        yield f"Guessed, and so is all that depends on them: {', '.join(guesses)}."
     if plan.type.is_int8 and not plan.quantized_down_proj:
         yield "down_proj is taken to be in 16 bits, as it is unless it was quantized on request."
     if not memory.kv_cache:

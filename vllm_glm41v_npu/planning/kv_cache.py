@@ -73,9 +73,9 @@ def choose_kv_cache(
     root: Path = Path("/"),
     on_cpu: bool | None = None,
 ) -> KVCache | None:
-    """A size of the cache for each device, for vLLM's `kv_cache_memory_bytes`.
+    """Return a size of the cache for each device, for vLLM's `kv_cache_memory_bytes`.
 
-    None where it is not ours to choose: on an NPU, where VLLM_CPU_KVCACHE_SPACE is set, and where
+    It is None where it is not ours to choose: on an NPU, where VLLM_CPU_KVCACHE_SPACE is set, and where
     the checkpoint or the host's memory cannot be read.
 
     Args:
@@ -86,7 +86,7 @@ def choose_kv_cache(
         devices: vLLM's `tensor_parallel_size`.
         environ: The environment that vLLM is started with.
         root: Where the system's files are.
-        on_cpu: Whether vLLM starts on the CPU; told from what is installed if not given.
+        on_cpu: True where vLLM starts on the CPU; found from what is installed if not given.
 
     Raises:
         NoRoom: There is too little memory for one request.
@@ -115,7 +115,7 @@ def choose_kv_cache(
 
 
 def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path) -> Needs | None:
-    """The needs of a model; None where its config.json is none of GLM-4.1V's."""
+    """Return the needs of a model; None where its config.json is not GLM-4.1V's."""
     backend = cpu_backend(root / "proc/cpuinfo")
     try:
         folder = _folder(model)
@@ -143,7 +143,7 @@ def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path)
 
 
 def _folder(model: str) -> Path | None:
-    """The folder of a checkpoint; None for a hub name that is not downloaded.
+    """Return the folder of a checkpoint; None for a hub name that is not downloaded.
 
     Raises FileNotFoundError where it can be neither.
     """

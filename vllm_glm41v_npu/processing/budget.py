@@ -123,7 +123,7 @@ class Budget:
         return self.used + more <= room
 
     def _refusal(self, lease: Lease, more: int) -> OverBudget | None:
-        """Return the error for a lease that never fits, even when its request's others are decoded."""
+        """Return the error for a lease that cannot fit after its request has decoded the rest."""
         others = sum(other.held for other in lease.share.leases if other is not lease)
         if others + lease.size + more <= self.per_request:
             return None

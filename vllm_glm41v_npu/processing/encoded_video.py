@@ -213,7 +213,7 @@ class EncodedVideo(tuple):
         return list(range(self.timeline.total_num_frames))
 
     def _decode(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield the frames ``wanted`` (ascending), uint8 RGB [height, width, 3], until the file ends."""
+        """Yield the frames ``wanted``, uint8 RGB [height, width, 3], until the file ends."""
         times = self._measures[2]
         with self._opened() as reader:
             yield from reader.frames(wanted, times)

@@ -50,7 +50,7 @@ class Timeline:
 
 
 def sample_frames(timeline: Timeline, settings: VideoSettings, name: str) -> list[int]:
-    """Return the indices of the frames to take, ascending, their number even: the last may be twice.
+    """Return the indices of the frames to take, ascending, an even number: the last may be twice.
 
     A clip longer than ``max_duration`` is sampled over its whole length, more thinly. A clip so
     short that the rule takes no frame (where transformers fails) gives its first and last one.

@@ -49,7 +49,7 @@ def claims_too_much(data: bytes) -> bool:
 
 
 def _boxes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the (start, end) of each box of the file; pictures and sound are in those called mdat."""
+    """Yield the (start, end) of each box of the file; those with pictures and sound are mdat."""
     place = 0
     while place + 8 <= len(data):
         size = int.from_bytes(data[place : place + 4], "big")
