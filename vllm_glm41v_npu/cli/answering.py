@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of `glm41v run` as they come: on the terminal, in the output, and added up."""
+"""Answers of `glm41v run` as they come: printed, written to the output, and summed up."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def answer_all(
     quiet: bool,
     given: list[Answer] | None = None,
 ) -> list[Answer]:
-    """Answers to all tasks, without their texts; ends the command in a sentence if it must.
+    """Answer all tasks; return the answers without texts. End the command in a sentence if need be.
 
     Args:
-        given: What is returned, also filled where the command ends before the last task.
+        given: The list to fill and return; it is filled also where the command ends early.
     """
     from rich.console import Console
     from rich.progress import (

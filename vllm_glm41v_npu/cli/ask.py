@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HUB_MODEL = "zai-org/GLM-4.1V-9B-Thinking"
 LARGEST = 4 << 30
-"""Bytes of a file that are read; of what the engine takes, it has limits of its own."""
+"""The most bytes of a file that are read; the engine has smaller limits itself."""
 
 
 def ask(
@@ -62,7 +62,7 @@ class Video(NamedTuple):
 
 
 def conversation(media: Sequence[Image | Video], question: str) -> list[Any]:
-    """One user message of pictures and videos, then text, for `LLM.chat`."""
+    """Return one user message of pictures and videos, then text, for `LLM.chat`."""
     parts = [*map(_part, media), {"type": "text", "text": question}]
     return [{"role": "user", "content": parts}]
 
@@ -80,7 +80,7 @@ def _counts(media: Sequence[Image | Video]) -> dict[str, int]:
 
 
 def _open(path: Path) -> Image | Video:
-    """A decoded picture, or a video file, by its content; ends the command where it is neither."""
+    """Return a decoded picture or a video file, by content; end the command where it is neither."""
     try:
         data = read_file(path, LARGEST)
     except OSError as error:

@@ -26,7 +26,7 @@ CHIP_DTYPE = "float16"
 
 
 class Codec(str, Enum):
-    """What writes the compressed stream."""
+    """The writer of the compressed stream."""
 
     portable = "portable"
     cann = "cann"
@@ -71,7 +71,7 @@ def compress(
 def run(
     source: Path, output: Path, tp_size: int, codec: str, encode: Encode, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the shards of `source` to `output`; the report, which is beside them too.
+    """Write the shards of `source` to `output`, and return the report, also written there.
 
     Raises:
         ValueError: `source` cannot be used, or `output` not be written.
@@ -100,7 +100,7 @@ def run(
 
 
 def _encoder(codec: Codec, cann_compressor: Path | None) -> tuple[str, Encode]:
-    """The codec's name in the record, and what encodes one weight."""
+    """Return the codec's name in the record, and its function that encodes one weight."""
     from vllm_glm41v_npu.quant.w8a8sc import cann, portable
     from vllm_glm41v_npu.quant.w8a8sc.record import CANN, PORTABLE
 
@@ -110,7 +110,7 @@ def _encoder(codec: Codec, cann_compressor: Path | None) -> tuple[str, Encode]:
 
 
 def _shard(source: Path, description: Description, tp_size: int, sink: Sink) -> bool:
-    """Check a checkpoint, and give `sink` every rank's tensors; whether norms have biases."""
+    """Check a checkpoint, give `sink` each rank's tensors; return True where norms have biases."""
     from transformers import AutoConfig
 
     from vllm_glm41v_npu.checkpoint.config import register_config
@@ -127,10 +127,10 @@ def _shard(source: Path, description: Description, tp_size: int, sink: Sink) -> 
 
 
 def _entries(description: Description, norm_biases: bool) -> dict[str, Any]:
-    """The description's entries of what the shards hold.
+    """Return the description's entries for the tensors in the shards.
 
-    vllm-ascend gives every RMSNorm a bias where any name holds "norm.bias", so that of the
-    merger's LayerNorm goes too, where the RMSNorms have none.
+    vllm-ascend gives every RMSNorm a bias where any name holds "norm.bias". So where the RMSNorms
+    have none, the entry of the merger's LayerNorm is left out too.
     """
     from vllm_glm41v_npu.checkpoint.folder import plain_name
     from vllm_glm41v_npu.quant.w8a8sc.split import LAYER_NORM, is_norm_bias
@@ -144,7 +144,7 @@ def _entries(description: Description, norm_biases: bool) -> dict[str, Any]:
 
 @contextmanager
 def progress(source: Path) -> Iterator[Callable[[Layer], None]]:
-    """A bar on the terminal; what it gives is called after each weight."""
+    """Show a bar on the terminal; yields a function to call after each weight."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -155,7 +155,7 @@ def progress(source: Path) -> Iterator[Callable[[Layer], None]]:
 
 
 def int8_bytes(source: Path) -> int:
-    """Bytes of the int8 matrices of all the weight files in a folder.
+    """Return the bytes of the int8 matrices in all weight files of a folder.
 
     Raises:
         ValueError: One cannot be read.

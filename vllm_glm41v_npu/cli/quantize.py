@@ -111,7 +111,7 @@ def _run(request: Request) -> Report:
 
 
 def _table(report: Report) -> Table:
-    """One row a layer; of the outliers only where the type has some."""
+    """Return a table of one row a layer, with outliers where the type has some."""
     from rich import box
     from rich.table import Table
 

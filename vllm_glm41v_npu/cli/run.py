@@ -119,7 +119,7 @@ def run(
         if resume and not output:
             raise TaskError("--resume goes on with an --output, and none was given.")
         arguments = _engine_arguments(engine)
-        guesses = decoding.speculative_config(
+        drafts = decoding.speculative_config(
             parallel_decoding, decoding_length, dynamic_decoding, speculative_config
         )
         check_sampling(sampling)
@@ -147,7 +147,7 @@ def run(
                 "quantization": quantization,
                 "dtype": dtype,
                 "trust_remote_code": trust_remote_code,
-                "speculative_config": guesses,
+                "speculative_config": drafts,
                 "disable_log_stats": False,  # it is what knows the times
             }
             | arguments
@@ -174,7 +174,7 @@ def run(
 
 
 def _left(tasks: Sequence[Task], answers: AnswerFile | None) -> list[Task]:
-    """Tasks that are not answered; ends the command where none of them can be asked."""
+    """Return the tasks that are not answered; end the command where none of them can be asked."""
     left = [task for task in tasks if answers is None or task.id not in answers.done]
     if len(left) < len(tasks):
         echo(f"{len(tasks) - len(left)} of {len(tasks)} are answered already.", err=True)
@@ -201,7 +201,7 @@ def _engine_arguments(text: str) -> dict[str, Any]:
 
 
 def _most_media(tasks: Sequence[Task]) -> dict[str, int]:
-    """The most pictures and videos of a request; of conversations, vLLM's default."""
+    """Return the most pictures and videos of a request; nothing where there are conversations."""
     if any(task.messages for task in tasks):
         return {}
     counts = [Counter(map(kind_of, task.files)) for task in tasks]

@@ -61,7 +61,9 @@ def serve(
     speculative_config: SpeculativeConfig = None,
     micro_batch: Annotated[
         bool | None,
-        typer.Option(help="On 2 NPUs, compute one half of a large prefill as the other sums up."),
+        typer.Option(
+            help="On 2 NPUs, compute one half of a large prefill during the other's all-reduce."
+        ),
     ] = None,
     reasoning: Annotated[
         bool, typer.Option(help="Take answers apart into reasoning and content.")
@@ -135,7 +137,7 @@ def _check_port(settings: Settings) -> None:
 
 
 def _with_memory(settings: Settings, dry_run: bool) -> tuple[Settings, str | None]:
-    """The settings, and a note; a command that is only printed may be for another machine."""
+    """Return the settings and a note; a command that is only printed may be for another machine."""
     try:
         return with_kv_cache(settings)
     except NoRoom as no_room:

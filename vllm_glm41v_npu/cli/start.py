@@ -19,13 +19,13 @@ from vllm_glm41v_npu.planning.kv_cache import choose_kv_cache
 from vllm_glm41v_npu.serving.command import Settings
 
 ParallelDecoding = Annotated[
-    Kind | None, typer.Option(help="Guess several tokens a step; the answers stay the same.")
+    Kind | None, typer.Option(help="Draft several tokens a step; the answers stay the same.")
 ]
 DecodingLength = Annotated[
-    int | None, typer.Option(help="Tokens guessed at most, 1 to 16; 5 of ngram, else 16.")
+    int | None, typer.Option(help="The most draft tokens, 1 to 16; 5 for ngram, else 16.")
 ]
 DynamicDecoding = Annotated[
-    bool | None, typer.Option(help="Of memory: stop at what is likely wrong; the default.")
+    bool | None, typer.Option(help="For memory: stop at a token that is likely wrong; the default.")
 ]
 SpeculativeConfig = Annotated[
     str | None, typer.Option(help="vLLM's own, in JSON, in place of --parallel-decoding.")
@@ -34,7 +34,7 @@ SpeculativeConfig = Annotated[
 
 WORDS = ("--host", "--port", "--uds", "--max-model-len", "--max-num-seqs", "--dtype")
 MEMORY = ("--kv-cache-memory-bytes", "--gpu-memory-utilization", "--config")
-"""Options of vLLM's that decide about the cache themselves, or may."""
+"""vLLM's options that decide the size of the cache, or may."""
 
 
 class PortTaken(ValueError):
@@ -42,7 +42,7 @@ class PortTaken(ValueError):
 
 
 def vllm_options(settings: Settings) -> dict[str, str]:
-    """Options of WORDS and MEMORY that vLLM will see, by their names; of two, the last counts."""
+    """Return the options of WORDS and MEMORY that vLLM will see; of two, the last counts."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in (*WORDS, *MEMORY):
         parser.add_argument(name, nargs="?", default=None, const="")
@@ -84,7 +84,7 @@ def _bind(host: str, port: int, reuse: bool) -> None:
 
 
 def _has_connections(port: int) -> bool:
-    """Whether the kernel lists a connection at a port of this machine, open or ending."""
+    """Return True where the kernel lists a connection at a port, open or ending."""
     lines: list[str] = []
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         with suppress(OSError):
@@ -104,9 +104,9 @@ def _refusal(host: str, port: int, error: OSError) -> str:
 
 
 def with_kv_cache(settings: Settings) -> tuple[Settings, str | None]:
-    """The settings with a size of the KV cache that fits a CPU's host, and what to say of it.
+    """Return the settings with a KV cache that fits a CPU's host, and a sentence about its size.
 
-    As they are where the size is set, and on NPUs, whose memory vLLM measures.
+    They stay as they are where the size is set, and on NPUs, whose memory vLLM measures.
 
     Raises:
         NoRoom: The model does not fit.
@@ -129,14 +129,14 @@ def with_kv_cache(settings: Settings) -> tuple[Settings, str | None]:
 
 
 def _number(text: str | None) -> int | None:
-    """The number in a text; None where it is none, such as vLLM's 8k."""
+    """Return the number in a text; None where it is none, such as vLLM's 8k."""
     return int(text) if text and text.isascii() and text.isdecimal() else None
 
 
 def fitted(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of vLLM's LLM, with a size of the KV cache that fits a CPU's host; says the size.
+    """Return arguments of vLLM's LLM with a KV cache that fits a CPU's host, and print its size.
 
-    As they are where the size is set, and on NPUs, whose memory vLLM measures.
+    They stay as they are where the size is set, and on NPUs, whose memory vLLM measures.
 
     Raises:
         NoRoom: The model does not fit.

@@ -119,7 +119,7 @@ class Runner:
             self._steps.clear()
 
     def draft_rows(self) -> list[tuple[str, str]]:
-        """Return rows of a table about accepted draft tokens; none where there were no draft tokens."""
+        """Return rows of a table about accepted draft tokens; none where there were none."""
         if not self.engine.log_stats:
             return []
         counts = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}

@@ -76,7 +76,7 @@ def _server(measured: Measured, first_token: float, token: float) -> Json:
 
 def _notes(plan: Plan, load: Load, memory: Memory, measured: Measured | None) -> Iterator[str]:
     if guesses := [name for name, figure in plan.figures.items() if figure.guess]:
-        yield f"Guessed, and so is all that depends on them: {', '.join(guesses)}."
+        yield f"Guessed, so what rests on them is too: {', '.join(guesses)}."
     if plan.type.is_int8 and not plan.quantized_down_proj:
         yield "down_proj is taken to be in 16 bits, as it is unless it was quantized on request."
     if not memory.kv_cache:

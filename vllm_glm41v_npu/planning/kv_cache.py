@@ -75,8 +75,8 @@ def choose_kv_cache(
 ) -> KVCache | None:
     """Return a size of the cache for each device, for vLLM's `kv_cache_memory_bytes`.
 
-    It is None where it is not ours to choose: on an NPU, where VLLM_CPU_KVCACHE_SPACE is set, and where
-    the checkpoint or the host's memory cannot be read.
+    It is None where it is not ours to choose: on an NPU, where VLLM_CPU_KVCACHE_SPACE is set, and
+    where the checkpoint or the host's memory cannot be read.
 
     Args:
         model: A folder, or a hub name; one that is not downloaded counts as GLM-4.1V-9B-Thinking.

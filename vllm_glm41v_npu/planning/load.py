@@ -46,7 +46,7 @@ class Load:
         context: float | None = None,
         measured: Measured | None = None,
     ) -> Load:
-        """Return the load that is given, pictures as WIDTHxHEIGHT; the rest as measured, else default.
+        """Return the load by what is given (pictures as WIDTHxHEIGHT), else measured, else default.
 
         Raises:
             ValueError: A picture is none, or the numbers do not go together.

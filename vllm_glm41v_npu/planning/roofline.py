@@ -173,7 +173,7 @@ class Plan:
         return Bound(self._compute(flops), self._read(read))
 
     def prefill(self, tokens: float) -> Bound:
-        """Return the times of one prompt in the decoder; only its last token goes through the head."""
+        """Return the times of one prompt in the decoder; the head computes its last token alone."""
         attention = self._attention(tokens, tokens) / 2  # each token sees those before it
         compute = self._compute(2 * self.model.head + attention) + self._layers(tokens)
         return Bound(compute, self._read(self.step_bytes), self._all_reduces(tokens))
