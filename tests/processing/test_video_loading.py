@@ -15,6 +15,7 @@ from tests.clips import Clip
 from tests.processing.loading import png
 from tests.processing.test_video_inputs import run
 from vllm_glm41v_npu.processing.connector import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.info import Glm41vProcessingInfo
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
 
 
@@ -81,6 +82,18 @@ def test_videos_are_held_to_their_own_size(
     monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_VIDEO_MB", "2")
     monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_IMAGE_MB", "1")
     assert load_video(url + base64.b64encode(large).decode()).timeline.total_num_frames == 8
+
+
+def test_the_connector_has_the_settings_of_the_server(
+    processor: Glm41vMultiModalProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it vLLM's own connector loads the media: no guard, no budget, no prefetch."""
+    monkeypatch.setattr(MEDIA_CONNECTOR_REGISTRY, "name2class", {})
+    info = Glm41vProcessingInfo(processor.info.ctx)
+    connector = MEDIA_CONNECTOR_REGISTRY.load("http", {"video": {"fps": 1}})
+    assert isinstance(connector, Glm41vMediaConnector)
+    assert connector.prefetch is info.prefetch
+    assert connector.media_io_kwargs == {"video": {"fps": 1}}
 
 
 def test_another_models_videos_are_left_to_vllm(

@@ -13,12 +13,12 @@ import typer
 
 from vllm_glm41v_npu.cli.start import fitted
 from vllm_glm41v_npu.cli.terminal import check_installed, echo, fail
+from vllm_glm41v_npu.family import PUBLISHED_NAME
 from vllm_glm41v_npu.processing.media_files import data_url, kind_of, read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HUB_MODEL = "zai-org/GLM-4.1V-9B-Thinking"
 LARGEST = 4 << 30
 """The most bytes of a file that are read; the engine has smaller limits itself."""
 
@@ -26,7 +26,7 @@ LARGEST = 4 << 30
 def ask(
     files: Annotated[list[Path], typer.Argument(help="Pictures and videos, all of one request.")],
     question: Annotated[str, typer.Option(help="What to ask.")] = "Describe what you see.",
-    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = HUB_MODEL,
+    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = PUBLISHED_NAME,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
 ) -> None:

@@ -19,7 +19,6 @@ import typer
 from vllm_glm41v_npu.checks import MICRO_BATCH
 from vllm_glm41v_npu.cli.answering import answer_all as _answer_all
 from vllm_glm41v_npu.cli.answering import check_outputs, report, write_table
-from vllm_glm41v_npu.cli.ask import HUB_MODEL
 from vllm_glm41v_npu.cli.start import (
     DecodingLength,
     DynamicDecoding,
@@ -29,6 +28,7 @@ from vllm_glm41v_npu.cli.start import (
 )
 from vllm_glm41v_npu.cli.terminal import check_installed, echo, fail, one_line
 from vllm_glm41v_npu.decoding import settings as decoding
+from vllm_glm41v_npu.family import PUBLISHED_NAME
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary
 from vllm_glm41v_npu.offline.sampling import check_sampling
 from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
@@ -50,7 +50,7 @@ def run(
         list[Path] | None,
         typer.Argument(help="Pictures, videos, folders of them, JSONL files of requests."),
     ] = None,
-    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = HUB_MODEL,
+    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = PUBLISHED_NAME,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="The question; repeated, one a file, and the last for the rest."),

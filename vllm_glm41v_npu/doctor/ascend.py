@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vllm_glm41v_npu.backends import CHIPS
-from vllm_glm41v_npu.doctor.context import VISIBLE, Context
+from vllm_glm41v_npu.backends import CHIPS, VISIBLE_NPUS
+from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, Status, fail, ok, size, skip, warn
 
 INSTALLED = Path("usr/local/Ascend")
@@ -42,13 +42,11 @@ def npu(context: Context) -> Iterator[Finding]:
         yield _kind(context, name, count)
     for index, chip in enumerate(chips):
         if chip.health != "OK":
-            advice = (
-                f"Ask `npu-smi info -t health -i {chip.card}`, and leave it out with {VISIBLE}."
-            )
+            advice = f"Ask `npu-smi info -t health -i {chip.card}`, and leave it out with {VISIBLE_NPUS}."
             yield warn(f"NPU {index}", f"health is {chip.health}", advice)
         if chip.used > BUSY * chip.total:
             found = f"{size(chip.used)} of {size(chip.total)} are in use"
-            advice = f"End what uses it (npu-smi lists it), or leave it out with {VISIBLE}."
+            advice = f"End what uses it (npu-smi lists it), or leave it out with {VISIBLE_NPUS}."
             yield warn(f"NPU {index}", found, advice)
 
 
@@ -73,14 +71,14 @@ def _kind(context: Context, name: str, count: int) -> Finding:
 
 def visible(context: Context) -> Iterator[Finding]:
     """Check that ASCEND_RT_VISIBLE_DEVICES names chips that are there."""
-    value, last = context.environ.get(VISIBLE), len(context.chips) - 1
+    value, last = context.environ.get(VISIBLE_NPUS), len(context.chips) - 1
     if value is None or not context.chips:
         return
     if context.visible_chips is None:
         advice = f"Give different numbers from 0 to {last}, separated by commas, or unset it."
-        yield fail("visible NPUs", f"{VISIBLE}={value!r}", advice)
+        yield fail("visible NPUs", f"{VISIBLE_NPUS}={value!r}", advice)
     else:
-        yield ok("visible NPUs", f"{VISIBLE}={value}")
+        yield ok("visible NPUs", f"{VISIBLE_NPUS}={value}")
 
 
 def driver(context: Context) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU, Backend
+from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU, VISIBLE_NPUS, Backend
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import child
 from vllm_glm41v_npu.doctor.finding import Finding
@@ -21,8 +21,6 @@ from vllm_glm41v_npu.doctor.npu_smi import Chip, parse
 from vllm_glm41v_npu.doctor.processes import Outcome, run
 from vllm_glm41v_npu.planning import host_memory
 from vllm_glm41v_npu.versions import Line, installed_versions, nearest_line
-
-VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Context:
     @cached_property
     def visible_chips(self) -> list[Chip] | None:
         """The chips that vLLM would see; None where ASCEND_RT_VISIBLE_DEVICES makes no sense."""
-        value = self.environ.get(VISIBLE)
+        value = self.environ.get(VISIBLE_NPUS)
         if value is None:
             return self.chips
         ids = [part.strip() for part in value.split(",")]

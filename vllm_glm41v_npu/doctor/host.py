@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from vllm_glm41v_npu.backends import has_bfloat16_instructions
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, size, skip, warn
-from vllm_glm41v_npu.planning.kv_cache import KV_SPACE, PUBLISHED_NAME, NoRoom, choose_kv_cache
+from vllm_glm41v_npu.family import PUBLISHED_NAME
+from vllm_glm41v_npu.planning.kv_cache import KV_SPACE, NoRoom, choose_kv_cache
 
 USABLE = 0.92  # vLLM's default --gpu-memory-utilization, which on the CPU is of the host's memory
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 
+from vllm_glm41v_npu.serving.asgi import CHAT
+
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 600  # before the first token of a long clip on a CPU
 
@@ -59,7 +61,7 @@ class Server:
         with self._explained():
             async with (
                 self._client() as client,
-                client.stream("POST", "/v1/chat/completions", json=body) as response,
+                client.stream("POST", CHAT, json=body) as response,
             ):
                 if not response.is_success:
                     await response.aread()

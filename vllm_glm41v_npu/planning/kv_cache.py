@@ -21,7 +21,6 @@ from vllm_glm41v_npu.planning.model_size import PUBLISHED_TEXT, Model
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-PUBLISHED_NAME = "zai-org/GLM-4.1V-9B-Thinking"
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 """vLLM's environment variable for the size of the cache on a CPU, in GiB."""
 

@@ -17,6 +17,7 @@ from vllm.multimodal.media import ImageMediaIO, MediaWithBytes, VideoMediaIO
 from vllm.multimodal.media.base import MediaIO
 from vllm.multimodal.video import get_video_loader_backend_for_processor
 
+from vllm_glm41v_npu.checkpoint.processor_files import VIDEO_CLASS
 from vllm_glm41v_npu.processing.budget import Plan
 from vllm_glm41v_npu.processing.colours import WHITE
 from vllm_glm41v_npu.processing.containers import WELL_MARKED, format_of
@@ -31,7 +32,7 @@ from vllm_glm41v_npu.processing.sent_frames import MEDIA_TYPE, plan_frames
 T = TypeVar("T")
 
 _BACKGROUND = "rgba_background_color"
-_OUR_VIDEO_PROCESSORS = (None, "Glm4vVideoProcessor")
+_OUR_VIDEO_PROCESSORS = (None, VIDEO_CLASS)
 
 
 class PlannedIO(MediaIO[T], Generic[T]):

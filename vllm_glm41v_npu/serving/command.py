@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_glm41v_npu.backends import VISIBLE_NPUS
 from vllm_glm41v_npu.checks import MICRO_BATCH
 from vllm_glm41v_npu.family import REASONING_PARSER
 from vllm_glm41v_npu.serving.mindie.request import MAX_ITER_TIMES_VARIABLE
@@ -100,7 +101,7 @@ class Settings:
         """Return the environment variables to set for `command`."""
         found = {}
         if self.device_ids:
-            found["ASCEND_RT_VISIBLE_DEVICES"] = _listed(self.device_ids, ",")
+            found[VISIBLE_NPUS] = _listed(self.device_ids, ",")
         if self.mindie_routes and self.max_iter_times:
             found[MAX_ITER_TIMES_VARIABLE] = str(self.max_iter_times)
         return found

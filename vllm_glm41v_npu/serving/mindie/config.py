@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vllm_glm41v_npu.backends import VISIBLE_NPUS
 from vllm_glm41v_npu.decoding.settings import speculative_config
 from vllm_glm41v_npu.serving.command import SettingsError
 from vllm_glm41v_npu.serving.mindie.fields import TYPES
@@ -51,7 +52,7 @@ ALL_THAT_IS_FREE = (f"{MODEL}.npuMemSize", -1)
 
 CHECKED = {
     f"{SERVER}.httpsEnabled": "has to be false; for HTTPS give vLLM --ssl-certfile, --ssl-keyfile",
-    f"{BACKEND}.npuDeviceIds": "ASCEND_RT_VISIBLE_DEVICES",
+    f"{BACKEND}.npuDeviceIds": VISIBLE_NPUS,
     f"{MODEL}.plugin_params": "memory_decoding is --speculative-config, other plugins are nothing",
     f"{MODEL}.models": "stream_options.micro_batch is --additional-config, the rest means nothing",
     f"{MODEL}.speculationGamma": "has to be decoding_length or more, and means nothing else",
