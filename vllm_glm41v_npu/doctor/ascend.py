@@ -42,7 +42,8 @@ def npu(context: Context) -> Iterator[Finding]:
         yield _kind(context, name, count)
     for index, chip in enumerate(chips):
         if chip.health != "OK":
-            advice = f"Ask `npu-smi info -t health -i {chip.card}`, and leave it out with {VISIBLE_NPUS}."
+            ask = f"Ask `npu-smi info -t health -i {chip.card}`"
+            advice = f"{ask}, and leave it out with {VISIBLE_NPUS}."
             yield warn(f"NPU {index}", f"health is {chip.health}", advice)
         if chip.used > BUSY * chip.total:
             found = f"{size(chip.used)} of {size(chip.total)} are in use"
