@@ -90,7 +90,7 @@ def _write(file: AnswerFile, answer: Answer, before: int) -> None:
 
 
 def _print(answer: Answer, quiet: bool) -> None:
-    """One line for an error; an answer may have several."""
+    """Print one answer or error; an error takes one line, an answer may take several."""
     if answer.error:
         echo(f"{one_line(answer.id)} failed: {one_line(answer.error)}", err=True)
     elif not quiet:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glm41v doctor`: what works on this machine, and what to do about what does not."""
+"""`glm41v doctor`: checks of this machine, and advice where one fails."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glm41v plan`: what fits the cards, and the least times they can take."""
+"""`glm41v plan`: the load that fits the cards, and the least times they can take."""
 
 from __future__ import annotations
 

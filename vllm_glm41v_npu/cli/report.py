@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glm41v report`: where it went. To be removed in the release after 0.2."""
+"""`glm41v report`: its new place. To be removed in the release after 0.2."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def _ids(text: str | None) -> tuple[int, ...] | None:
 
 
 def _run(settings: Settings) -> NoReturn:
-    """Become the server."""
+    """Run the server in place of this process."""
     beside = str(Path(sys.executable).parent)
     program = which("vllm", path=os.pathsep.join((beside, os.environ.get("PATH", ""))))
     if program is None:

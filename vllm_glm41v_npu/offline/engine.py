@@ -33,7 +33,7 @@ class TooLong(RunEnded, ValueError):
 
 
 def check_length(arguments: Mapping[str, Any]) -> None:
-    """Hold `max_model_len` of vLLM's LLM against the checkpoint's config, before anything starts.
+    """Check `max_model_len` of vLLM's LLM by the checkpoint's config, before anything starts.
 
     With scaled rope positions vLLM itself decides the most.
 

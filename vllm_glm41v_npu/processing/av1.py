@@ -76,7 +76,7 @@ def _items(reader: _Bits, data: bytes) -> Iterator[int]:
 
 
 def _sizes_at(data: bytes, place: int, steps: _Steps) -> Iterator[tuple[int, int]]:
-    """The sizes in the sequence headers among the units (OBUs) at ``place``."""
+    """Yield the sizes in the sequence headers among the units (OBUs) at ``place``."""
     for _ in range(_MAX_PLACES):
         if place >= len(data) or data[place] & 0x81:
             return  # no unit

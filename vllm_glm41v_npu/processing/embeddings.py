@@ -23,7 +23,7 @@ TIMESTAMPS = "timestamps"
 def fields(
     modality: Modality, data: Mapping[str, torch.Tensor], geometry: PatchGeometry
 ) -> dict[str, MultiModalFieldConfig]:
-    """Say how the tensors of several pictures or videos are cut into one item for each.
+    """Return the rules by which tensors of several pictures or videos are cut into items.
 
     ``pixel_values(_videos)`` has a row for each patch, ``image_embeds`` or ``video_embeds`` one
     for each token, ``timestamps`` one for each temporal pair, and ``image_grid_thw`` or

@@ -28,7 +28,7 @@ _CHUNK = 1 << 16
 
 
 def fetch(url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None) -> bytes:
-    """`fetch_async` for callers without an event loop, or in the middle of one."""
+    """Fetch as `fetch_async` does, for callers without an event loop, or in the middle of one."""
     with ThreadPoolExecutor(1) as pool:
         fetched = fetch_async(url, allowed_domains, limit, timeout)
         return pool.submit(asyncio.run, fetched).result()

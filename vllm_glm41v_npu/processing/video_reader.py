@@ -170,7 +170,7 @@ class VideoReader:
         """
         rest = iter(wanted)
         following = next(rest, None)
-        picture = _Picture()
+        picture = _Converter()
         for count, frame in enumerate(self._decoded()):
             if following is None:
                 return
@@ -220,7 +220,7 @@ class VideoReader:
             yield from frames
 
 
-class _Picture:
+class _Converter:
     """Converts decoded frames to RGB as OpenCV does: frames of more than 8 bits by way of BGR."""
 
     def __init__(self) -> None:

@@ -169,7 +169,7 @@ class Glm41vParser(DelegatingParser):
     def _tools_delta(
         self, content: str, token_ids: list[int], request: Request, finished: bool
     ) -> DeltaMessage | None:
-        """The message that vLLM's parser of tools makes of it."""
+        """Return the message that vLLM's parser of tools makes of the content."""
         state = self._stream_state
         text, ids = state.previous_text + content, state.previous_token_ids + token_ids
         message, state.function_name_returned = self._extract_tool_calls_streaming(

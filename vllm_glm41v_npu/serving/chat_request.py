@@ -31,7 +31,7 @@ KWARGS = "chat_template_kwargs"
 EXAMPLE = '{"role": "user", "content": "..."}'
 
 ITEMS = ("function_call", "function_call_output", "reasoning")
-"""Items of /v1/responses that are no messages, and that vLLM 0.23.0 makes messages of."""
+"""Items of /v1/responses that are no messages, and that vLLM 0.23.0 turns into messages."""
 
 OBJECTS = (
     "response_format",
@@ -44,16 +44,16 @@ OBJECTS = (
     "reasoning",
 )
 INTEGERS = ("top_logprobs", "prompt_logprobs")
-"""Fields that vLLM 0.23.0 looks into before it has looked whether they are what they should be."""
+"""Fields that vLLM 0.23.0 uses before it has checked their type."""
 
 BUDGET = "thinking_token_budget"
-"""A number that the engine takes in 32 bits, and vLLM 0.23.0 does not hold to that."""
+"""A number that has 32 bits in the engine, which vLLM 0.23.0 does not check."""
 
 TO_THE_ENGINE = ("stop_token_ids", "vllm_xargs", "kv_transfer_params", "ec_transfer_params")
 """Fields that go to the engine as they are: numbers of over 64 bits are 500 in vLLM 0.23.0."""
 
 WORDS, MOST_WORDS = ("bad_words", "stop"), 256
-"""Lists whose words vLLM 0.23.0 tokenizes, or looks for, on the event loop: 10,000 take 11 s."""
+"""Lists of words that vLLM 0.23.0 handles on the event loop, where 10,000 take 11 s."""
 
 
 def prepare(path: str, body: Any) -> None:

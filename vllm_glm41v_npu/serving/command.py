@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `vllm serve` command for settings as MindIE's users know them."""
+"""The `vllm serve` command for settings in the terms of MindIE's users."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_glm41v_npu.serving.mindie.request import PICTURE, VIDEO, media_url
 
-_MINDIES = {
+_MINDIE_FORMS = {
     b'_url"': re.compile(rb'\s*:\s*"'),
     b'"do_sample"': re.compile(rb"\s*:\s*false"),
 }
@@ -44,7 +44,7 @@ def chat_body(data: bytes) -> bytes:
 
 def _has_forms(data: bytes) -> bool:
     """Return True where a body has to be parsed; looking for keys is faster than parsing."""
-    for key, follows in _MINDIES.items():
+    for key, follows in _MINDIE_FORMS.items():
         place = data.find(key)
         while place >= 0:
             end = place + len(key)
