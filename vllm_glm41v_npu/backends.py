@@ -19,6 +19,9 @@ from typing import Any
 ON_CPU, ON_ASCEND = "cpu", "ascend"
 """The two stacks of software: vLLM alone, and vLLM through vllm-ascend."""
 
+VISIBLE_NPUS = "ASCEND_RT_VISIBLE_DEVICES"
+"""CANN's environment variable for the NPUs that a process may use."""
+
 _ROPE = "vllm_glm41v_npu.models.rope"
 _ASCEND = "vllm_glm41v_npu.ascend"
 _VLLM_ASCEND = "vllm_ascend"

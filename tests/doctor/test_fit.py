@@ -23,7 +23,7 @@ from tests.doctor.machines import (
 from vllm_glm41v_npu.backends import ATLAS_310P, CPU
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import model
-from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, PUBLISHED_VISION
+from vllm_glm41v_npu.planning.model_size import PUBLISHED_TEXT, PUBLISHED_VISION
 
 PUBLISHED = {
     "model_type": "glm4v",

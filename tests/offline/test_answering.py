@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.cli.answering import answer_all, check_outputs, write_table
-from vllm_glm41v_npu.cli.printing import echo, one_line, printable
+from vllm_glm41v_npu.cli.terminal import echo, one_line, printable
 from vllm_glm41v_npu.offline.answers import MINDIE_COLUMNS, Answer, AnswerFile, RunEnded
 from vllm_glm41v_npu.offline.tasks import Task
 

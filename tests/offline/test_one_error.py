@@ -19,7 +19,7 @@ from tests.offline.stand_in import Engine, runner
 from vllm_glm41v_npu.offline.answers import Answer, RunEnded
 from vllm_glm41v_npu.offline.engine import LONGEST_REASON
 from vllm_glm41v_npu.offline.tasks import Task
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.connector import Glm41vMediaConnector
 
 FIRST, BAD, LAST = Task("first", "a"), Task("bad", "bad"), Task("last", "b")
 

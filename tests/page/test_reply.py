@@ -18,7 +18,7 @@ from vllm_glm41v_npu.page.conversation import (
     open_picture,
     request,
 )
-from vllm_glm41v_npu.page.reply import Reply
+from vllm_glm41v_npu.page.streamed_answer import StreamedAnswer
 from vllm_glm41v_npu.serving.grounding import Box
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
@@ -28,8 +28,8 @@ CLIP = str(ASSETS / "videos" / "numbers.mp4")
 BOX = "<|begin_of_box|>[[10, 20, 300, 400]]<|end_of_box|>"
 
 
-def reply(*deltas: dict[str, str], finish: str = "stop") -> Reply:
-    made = Reply()
+def reply(*deltas: dict[str, str], finish: str = "stop") -> StreamedAnswer:
+    made = StreamedAnswer()
     for delta in deltas:
         made.add({"delta": delta})
     made.add({"delta": {}, "finish_reason": finish})

@@ -16,7 +16,7 @@ from tests.doctor.machines import GIB, write_memory, write_weights
 from vllm_glm41v_npu.planning import kv_cache
 from vllm_glm41v_npu.planning.host_memory import Memory, read
 from vllm_glm41v_npu.planning.kv_cache import KV_SPACE, NoRoom, choose_kv_cache
-from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, PUBLISHED_VISION
+from vllm_glm41v_npu.planning.model_size import PUBLISHED_TEXT, PUBLISHED_VISION
 
 HUB_NAME = "zai-org/GLM-4.1V-9B-Thinking"
 NO_HUB = {"HF_HOME": "/nowhere"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vllm_glm41v_npu.planning.chips import CARDS, PlanError, find_card, find_type
-from vllm_glm41v_npu.planning.model import Model
+from vllm_glm41v_npu.planning.model_size import Model
 from vllm_glm41v_npu.planning.roofline import Plan
 
 DATA = Path(__file__).parents[1] / "data"

@@ -19,7 +19,8 @@ from tests.processing.loading import load
 from tests.processing.web import Host
 from vllm_glm41v_npu.processing import addresses, fetching
 from vllm_glm41v_npu.processing.addresses import NotPublic, PublicSocket, is_public, literal
-from vllm_glm41v_npu.processing.fetching import MediaRefused, fetch_async
+from vllm_glm41v_npu.processing.fetching import fetch_async
+from vllm_glm41v_npu.processing.refusals import MediaRefused
 
 HERE = "127.0.0.1"
 """Plays the internet where a test says so; 127.0.0.2 is then what is inside."""

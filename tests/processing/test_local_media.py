@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.processing.loading import load, png
-from vllm_glm41v_npu.processing.fetching import MediaRefused
+from vllm_glm41v_npu.processing.refusals import MediaRefused
 
 
 @pytest.fixture

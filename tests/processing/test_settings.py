@@ -15,8 +15,8 @@ from tests.processing.conftest import CHECKPOINT, MakeProcessor
 from tests.processing.oracle import GEOMETRY, random_picture
 from vllm_glm41v_npu.processing.grid import PixelLimits
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
-from vllm_glm41v_npu.processing.sampling import VideoSettings
-from vllm_glm41v_npu.processing.settings import ImageSettings, overrides_for
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings, overrides_for
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
 
 CHECKPOINT_LIMITS = PixelLimits(min_pixels=12544, max_pixels=50176)
 
