@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.doc_pages import ROOT
+from tests.doc_pages import PAGES, ROOT
+from tests.test_architecture import TREES, floor, inner, room
 from tools import docs_site
 from vllm_glm41v_npu.serving.mindie.config import CHECKED, TRANSLATED, WITHOUT_MEANING
 
@@ -88,3 +90,45 @@ def test_errors_are_quoted_as_they_are() -> None:
     assert len(quoted) > 30
     assert [sentence for sentence in quoted if sentence not in code] == []
     assert quoted_errors("troubleshooting.zh.md") == quoted
+
+
+MADE_UP = {"NAME", "_a3"}
+"""Parts of names that stand for the reader's own."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_pages_name_exist(page: Path) -> None:
+    """Guards against pages that name a module or a test that was moved or removed."""
+    found = re.findall(
+        r"`((?:vllm_glm41v_npu|npu_emulator|tests|tools|benchmarks|docker|examples)/[\w/.-]+)`",
+        page.read_text(),
+    )
+    named = {name for name in found if not any(part in name for part in MADE_UP)}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "architecture.zh.md"])
+def test_rooms_and_floors_are_those_of_the_package(page: str) -> None:
+    """Guards against a room without a row, a wrong floor, and importers that do not import."""
+    importers: dict[str, set[str]] = {}
+    for module in TREES:
+        for other in inner(module):
+            importers.setdefault(room(other), set()).add(room(module))
+    rows = re.findall(
+        r"^\| (\d) \| ([^|]+) \| [^|]+ \| ([^|]+) \|$", (DOCS / page).read_text(), re.M
+    )
+    described = []
+    for number, names, by in rows:
+        rooms = re.findall(r"`(\w+)`", names)
+        described += [(name, int(number) - 1) for name in rooms]
+        known = set().union(*(importers.get(name, set()) for name in rooms))
+        named = {name for name in re.findall(r"`(\w+)`", by) if name in importers}
+        assert named - {"backends"} <= known, names
+    assert sorted(described) == sorted((name, floor(name)) for name in {*map(room, TREES)} - {""})
+
+
+@pytest.mark.parametrize("page", ["extend.md", "extend.zh.md"])
+def test_a_task_needs_three_files(page: str) -> None:
+    """Guards against a house in which a small change goes through many rooms."""
+    tasks = (DOCS / page).read_text().split("\n## ")[1:]
+    assert [len(re.findall(r"^\d\. ", task, re.MULTILINE)) for task in tasks] == [3] * 5
