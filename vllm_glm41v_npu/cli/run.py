@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_glm41v_npu.checks import MICRO_BATCH
 from vllm_glm41v_npu.cli.answering import answer_all as _answer_all
 from vllm_glm41v_npu.cli.answering import check_outputs, report, write_table
 from vllm_glm41v_npu.cli.ask import HUB_MODEL
@@ -32,7 +33,6 @@ from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary
 from vllm_glm41v_npu.offline.sampling import check_sampling
 from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
-from vllm_glm41v_npu.options import MICRO_BATCH
 from vllm_glm41v_npu.processing.media_files import kind_of
 
 if TYPE_CHECKING:

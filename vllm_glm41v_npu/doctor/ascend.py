@@ -8,14 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from vllm_glm41v_npu.backends import CHIPS
 from vllm_glm41v_npu.doctor.context import VISIBLE, Context
 from vllm_glm41v_npu.doctor.finding import Finding, Status, fail, ok, size, skip, warn
-from vllm_glm41v_npu.doctor.npu_smi import BACKENDS
-from vllm_glm41v_npu.plugin import TESTED
-
-VLLM_ASCEND = f"vllm-ascend {TESTED['vllm-ascend']}"
-CANN_VERSION = "9.1"
-"""What VLLM_ASCEND is built with; its metadata does not say."""
 
 INSTALLED = Path("usr/local/Ascend")
 CANN_SCRIPTS = ("cann/set_env.sh", "ascend-toolkit/set_env.sh")
@@ -61,12 +56,14 @@ def _kind(context: Context, name: str, count: int) -> Finding:
     chip = next(chip for chip in context.chips if chip.name == name)
     found = f"{count} x {name}, {size(chip.total)} each"
     if chip.backend is None:
-        advice = f"This package runs on chips whose names begin with {' or '.join(BACKENDS)}."
+        known = " or ".join(str(row.npu_smi_name) for row in CHIPS)
+        advice = f"This package runs on chips whose names begin with {known}."
         return fail("NPU", f"{found}, which this package does not know", advice)
     found = f"{found} ({chip.backend.name})"
     backend = context.backend
     if not context.on_ascend:
-        advice = f"To use it, install {VLLM_ASCEND}, and do not leave it out with VLLM_PLUGINS."
+        install = f"install {_vllm_ascend(context)}"
+        advice = f"To use it, {install}, and do not leave it out with VLLM_PLUGINS."
         return warn("NPU", f"{found}, not used", advice)
     if backend is not None and backend.name != chip.backend.name:
         advice = "Install the vllm-ascend that was built for this chip: its images carry it."
@@ -101,9 +98,10 @@ def driver(context: Context) -> Iterator[Finding]:
 
 def cann(context: Context) -> Iterator[Finding]:
     """Whether CANN is there, sourced in this shell, and of vllm-ascend's version."""
+    wanted = context.line.cann
     home = context.environ.get("ASCEND_TOOLKIT_HOME") or context.environ.get("ASCEND_HOME_PATH")
     if not home:
-        advice = f"Install CANN {CANN_VERSION}, toolkit and kernels, or use vllm-ascend's image."
+        advice = f"Install CANN {wanted}, toolkit and kernels, or use vllm-ascend's image."
         yield _not_sourced(context, "CANN", CANN_SCRIPTS, advice)
         return
     if not Path(home).is_dir():
@@ -112,13 +110,17 @@ def cann(context: Context) -> Iterator[Finding]:
         return
     number = _cann_version(Path(home))
     if number is None:
-        advice = f"{VLLM_ASCEND} is built with CANN {CANN_VERSION}: check that it is that."
+        advice = f"{_vllm_ascend(context)} is built with CANN {wanted}: check that it is that."
         yield warn("CANN", f"{home} does not say its version", advice)
-    elif number == CANN_VERSION or number.startswith(f"{CANN_VERSION}."):
+    elif number == wanted or number.startswith(f"{wanted}."):
         yield ok("CANN", f"{number} in {home}")
     else:
-        advice = f"{VLLM_ASCEND} is built with CANN {CANN_VERSION}: install that one."
+        advice = f"{_vllm_ascend(context)} is built with CANN {wanted}: install that one."
         yield warn("CANN", f"{number} in {home}", advice)
+
+
+def _vllm_ascend(context: Context) -> str:
+    return f"vllm-ascend {context.line.vllm_ascend}"
 
 
 def _cann_version(home: Path) -> str | None:
@@ -133,17 +135,18 @@ def _cann_version(home: Path) -> str | None:
 
 def atb(context: Context) -> Iterator[Finding]:
     """Whether the transformer library of nnal is there, sourced, and of CANN's version."""
+    wanted = context.line.cann
     home = context.environ.get("ATB_HOME_PATH")
     if not home:
-        advice = f"Install nnal {CANN_VERSION}: vllm-ascend's operators are in it."
+        advice = f"Install nnal {wanted}: vllm-ascend's operators are in it."
         yield _not_sourced(context, "ATB", NNAL_SCRIPTS, advice)
         return
     number = _value(Path(home) / "../../version.info", "Ascend-cann-atb")
     if not Path(home).is_dir():
         advice = "Source the set_env.sh of an nnal that is there."
         yield fail("ATB", f"ATB_HOME_PATH is {home}: no folder", advice)
-    elif number is not None and number.split(".")[:2] != CANN_VERSION.split("."):
-        yield warn("ATB", f"{number} in {home}", f"Install nnal {CANN_VERSION}, CANN's version.")
+    elif number is not None and number.split(".")[:2] != wanted.split("."):
+        yield warn("ATB", f"{number} in {home}", f"Install nnal {wanted}, CANN's version.")
     else:
         yield ok("ATB", f"{number or 'of unknown version'} in {home}")
 

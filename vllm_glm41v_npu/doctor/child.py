@@ -17,7 +17,7 @@ from typing import Any
 
 from vllm_glm41v_npu.backends import UnsupportedBackend, current_backend
 from vllm_glm41v_npu.doctor.processes import run
-from vllm_glm41v_npu.plugin import ARCHITECTURE
+from vllm_glm41v_npu.family import ARCHITECTURE
 
 Json = dict[str, Any]
 

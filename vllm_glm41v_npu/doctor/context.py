@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.backends import Backend
+from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU, Backend
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import child
 from vllm_glm41v_npu.doctor.checkpoint import locate
@@ -20,6 +20,7 @@ from vllm_glm41v_npu.doctor.finding import Finding
 from vllm_glm41v_npu.doctor.npu_smi import Chip, parse
 from vllm_glm41v_npu.doctor.processes import Outcome, run
 from vllm_glm41v_npu.planning import host_memory
+from vllm_glm41v_npu.versions import Line, installed_versions, nearest_line
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
@@ -104,8 +105,25 @@ class Context:
         return self.chips[0].backend if self.chips else None
 
     @property
+    def stack(self) -> str:
+        """The stack of software that vLLM runs on: the backend's, or else of what is installed."""
+        if self.backend is not None:
+            return self.backend.stack
+        return ON_ASCEND if self.expects_npu else ON_CPU
+
+    @property
     def on_ascend(self) -> bool:
-        return self.expects_npu if self.backend is None else self.backend.is_ascend
+        return self.stack == ON_ASCEND
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """The versions that make a line, by distribution."""
+        return installed_versions(self.stack)
+
+    @cached_property
+    def line(self) -> Line:
+        """The version line that is the nearest to what is installed."""
+        return nearest_line(self.versions)
 
     @cached_property
     def memory(self) -> host_memory.Memory | None:

@@ -10,6 +10,7 @@ from vllm_glm41v_npu.backends import Backend
 from vllm_glm41v_npu.checkpoint import file_checks, processor_files
 from vllm_glm41v_npu.checkpoint.folder import INDEX, Checkpoint
 from vllm_glm41v_npu.checkpoint.other_tools import tool_of
+from vllm_glm41v_npu.checks import resolved_dtype
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import (
     Finding,
@@ -22,8 +23,7 @@ from vllm_glm41v_npu.doctor.finding import (
     warn,
 )
 from vllm_glm41v_npu.doctor.quantized import static_dtype
-from vllm_glm41v_npu.dtype import auto_dtype
-from vllm_glm41v_npu.plugin import MODEL_TYPE
+from vllm_glm41v_npu.family import MODEL_TYPE
 
 NAMINGS = {  # beginnings of tensor names: who writes them
     "model.language_model.": "newer names (model.language_model., model.visual.)",
@@ -140,7 +140,7 @@ def companions(context: Context) -> Iterator[Finding]:
 
 
 def _auto_dtype(checkpoint: Checkpoint, backend: Backend) -> str:
-    return auto_dtype(backend, checkpoint.dtype, tool_of(checkpoint) is not None)
+    return resolved_dtype(backend, checkpoint.dtype, tool_of(checkpoint) is not None)
 
 
 def dtype(context: Context) -> Iterator[Finding]:

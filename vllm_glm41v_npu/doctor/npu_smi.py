@@ -6,10 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2, Backend
-
-BACKENDS = {"910B": ATLAS_A2, "310P": ATLAS_310P}
-"""Beginnings of the names that npu-smi gives to a backend's chips."""
+from vllm_glm41v_npu.backends import CHIPS, Backend
 
 MIB = 1 << 20
 
@@ -37,7 +34,8 @@ class Chip:
     def backend(self) -> Backend | None:
         """What this package runs on such a chip, if anything."""
         name = self.name.removeprefix("Ascend")
-        return next((BACKENDS[key] for key in BACKENDS if name.startswith(key)), None)
+        known = (row for row in CHIPS if row.npu_smi_name and name.startswith(row.npu_smi_name))
+        return next(known, None)
 
 
 def parse(table: str) -> list[Chip]:

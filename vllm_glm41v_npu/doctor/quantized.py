@@ -29,8 +29,8 @@ def checkpoint_type(context: Context) -> Iterator[Finding]:
     checkpoint = context.checkpoint
     if checkpoint is None:
         return
-    on_ascend = None if context.backend is None else context.backend.is_ascend
-    problem = next(quantization(checkpoint, on_ascend), None)
+    stack = None if context.backend is None else context.backend.stack
+    problem = next(quantization(checkpoint, stack), None)
     if problem is not None:
         yield of_problem(problem)
         return

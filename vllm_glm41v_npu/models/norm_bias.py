@@ -34,14 +34,11 @@ def unwrapped(
         yield plain, tensor
 
 
-class BiasedRMSNorm(RMSNorm):
-    """An RMSNorm whose `bias`, [hidden_size], is added to what it returns."""
-
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Normed:
-        normed = super().forward(x, residual)
-        if residual is None:
-            return normed + self.bias
-        return normed[0] + self.bias, normed[1]
+def add_bias(norm: nn.Module, inputs: tuple[torch.Tensor, ...], normed: Normed) -> Normed:
+    """Add the norm's `bias`, [hidden_size], to its output: a forward hook of vLLM's RMSNorm."""
+    if isinstance(normed, tuple):  # with the sum of x and residual
+        return normed[0] + norm.bias, normed[1]
+    return normed + norm.bias
 
 
 def take_norm_bias(model: nn.Module, name: str, bias: torch.Tensor) -> bool:
@@ -57,7 +54,7 @@ def take_norm_bias(model: nn.Module, name: str, bias: torch.Tensor) -> bool:
     norm = modules.get(owner)
     if suffix != "bias" or not isinstance(norm, RMSNorm) or bias.shape != norm.weight.shape:
         return False
-    if bias.any() or isinstance(norm, BiasedRMSNorm):
+    if bias.any() or getattr(norm, "bias", None) is not None:
         _set_bias(norm, bias)
     return True
 
@@ -75,8 +72,7 @@ def add_norm_biases(model: nn.Module, described: Iterable[str]) -> None:
 
 
 def _set_bias(norm: RMSNorm, bias: torch.Tensor) -> None:
-    if type(norm) is RMSNorm:
-        norm.__class__ = BiasedRMSNorm  # in place, so that names and references stay
-    # A backend's own norm (vllm-ascend's) adds a bias that it has, and that it knows is loaded.
+    if not hasattr(norm, "bias"):  # vllm-ascend's norm has one, and adds it once it is loaded
+        norm.register_forward_hook(add_bias)
     norm.bias = nn.Parameter(bias.to(norm.weight), requires_grad=False)
     norm.bias_loaded = True

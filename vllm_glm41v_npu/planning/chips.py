@@ -72,7 +72,7 @@ class Card(NamedTuple):
     copies_head: bool = False
 
     def takes(self, kind: Type) -> bool:
-        if kind.is_compressed and self.backend is not ATLAS_310P:
+        if kind.is_compressed and self.backend.w8a8sc_codec is None:
             return False  # nothing else decodes it
         return kind.dtype is None or kind.dtype in self.backend.dtypes
 
@@ -113,7 +113,7 @@ def _310p(name: str, product: str, chips: int, memory: int) -> Card:
         Figure(140e12, "OP/s", half),
         Figure(10e9, "B/s", "no figure was found", guess=True),
         Figure(30e-6, "s", "no figure was found", guess=True),
-        Figure(0.5, "", "vllm-ascend 0.23.0 keeps the other half for workspaces"),
+        Figure(0.5, "", "vllm-ascend keeps the other half for workspaces"),
         copies_head=True,
     )
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from vllm_glm41v_npu.backends import cpu_backend, starts_on_cpu
 from vllm_glm41v_npu.checkpoint.folder import FLOAT_BYTES, Checkpoint
-from vllm_glm41v_npu.dtype import auto_dtype
+from vllm_glm41v_npu.checks import resolved_dtype
 from vllm_glm41v_npu.planning import host_memory
 from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, Model
 
@@ -123,7 +123,7 @@ def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path)
         return None
     if folder is None:
         network = Model.published()
-        dtype = auto_dtype(backend, "bfloat16", False) if dtype == "auto" else dtype
+        dtype = resolved_dtype(backend, "bfloat16", False) if dtype == "auto" else dtype
         weights = network.total * _float_bytes(dtype)
         most = PUBLISHED_TEXT["max_position_embeddings"]
     else:
@@ -134,7 +134,7 @@ def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path)
             return None
         quantized = bool((checkpoint.quantization_config or {}).get("quant_method"))
         if dtype == "auto":
-            dtype = auto_dtype(backend, checkpoint.dtype, quantized)
+            dtype = resolved_dtype(backend, checkpoint.dtype, quantized)
         sizes = [tensor.size_in(dtype) for tensor in checkpoint.tensors.values()]
         weights = sum(sizes) or network.total * _float_bytes(dtype)
         most = network.text.max_position_embeddings

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a running vLLM server says of its requests at /metrics, as means.
 
-The names are vLLM 0.23.0's (`vllm/v1/metrics/loggers.py`). Engines of one server are added up.
+The names are vLLM's (`vllm/v1/metrics/loggers.py`). Engines of one server are added up.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+
+from vllm_glm41v_npu.versions import STABLE
 
 PROMPT, ANSWER = "vllm:request_prompt_tokens", "vllm:request_generation_tokens"
 FIRST_TOKEN = "vllm:time_to_first_token_seconds"
@@ -142,7 +144,7 @@ def parse(text: str, server: str) -> dict[str, float]:
         raise ServerError(f"{server}/metrics cannot be read ({error}). {WANTED}") from error
     if missing := [name for name in (*SAMPLES, CACHE) if name not in found]:
         raise ServerError(
-            f"{server}/metrics lacks {len(missing)} of vLLM 0.23.0's metrics, such as "
+            f"{server}/metrics lacks {len(missing)} of vLLM {STABLE.vllm}'s metrics, such as "
             f"{missing[0]}. {WANTED}"
         )
     return found

@@ -30,7 +30,7 @@ from vllm_glm41v_npu.processing.grid import (
 )
 from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
 from vllm_glm41v_npu.processing.parser import Glm41vDataParser
-from vllm_glm41v_npu.processing.prompt import TEXT, Placeholder
+from vllm_glm41v_npu.processing.prompt import PLACEHOLDER_TEXTS, Placeholder
 from vllm_glm41v_npu.processing.refusals import callers_error
 from vllm_glm41v_npu.processing.sampling import VideoSettings
 from vllm_glm41v_npu.processing.settings import (
@@ -185,7 +185,8 @@ class Glm41vDummyInputsBuilder(BaseDummyInputsBuilder[Glm41vProcessingInfo]):
     """
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        return "".join(text * mm_counts.get(modality, 0) for modality, text in TEXT.items())
+        texts = PLACEHOLDER_TEXTS.items()
+        return "".join(text * mm_counts.get(modality, 0) for modality, text in texts)
 
     def get_dummy_mm_data(
         self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-TEXT = {
+PLACEHOLDER_TEXTS = {
     "image": "<|begin_of_image|><|image|><|end_of_image|>",
     "video": "<|begin_of_video|><|video|><|end_of_video|>",
 }

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When vLLM learns that a checkpoint is in msModelSlim's format, and that it is sound.
+"""Checks by which vLLM learns that a checkpoint is in msModelSlim's format, and that it is sound.
 
-vLLM asks a model for its own checks of the configuration, once before it looks at
-`--quantization`, and once before any process loads weights. Both are used on every backend.
+`recognise` is called before vLLM looks at `--quantization`, `check` before any process loads
+weights; `plugin` puts both into the settings checks, on every backend.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -38,40 +37,6 @@ SHARD_DTYPES = ("float16", "float32")
 """What runs shards of W8A8SC, which is made for float16; float32 takes any scales."""
 
 logger = logging.getLogger(f"vllm.{__name__}")
-
-
-@functools.cache
-def register_quantization(backend: Backend, architecture: str, expects: Expects) -> None:
-    """Let vLLM recognise and validate quantized checkpoints of this model, and run them on a CPU.
-
-    Args:
-        backend: What computes.
-        architecture: The model's name in vLLM's registry.
-        expects: What its checkpoints hold.
-    """
-    from vllm.model_executor.layers.quantization import register_quantization_config
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-
-    if backend.is_ascend:
-        import vllm_glm41v_npu.ascend.quant_config  # noqa: F401  registers itself
-    else:
-        from vllm_glm41v_npu.cpu.quant_config import AscendConfig
-
-        register_quantization_config(METHOD)(AscendConfig)
-    before = MODELS_CONFIG_MAP.get(architecture) or VerifyAndUpdateConfig
-
-    class QuantizationCheck(VerifyAndUpdateConfig):
-        @staticmethod
-        def verify_and_update_model_config(model_config: Any) -> None:
-            before.verify_and_update_model_config(model_config)
-            recognise(model_config)  # vllm-ascend does not know the form for MindIE
-
-        @staticmethod
-        def verify_and_update_config(vllm_config: Any) -> None:
-            before.verify_and_update_config(vllm_config)
-            check(vllm_config, backend, expects)
-
-    MODELS_CONFIG_MAP[architecture] = QuantizationCheck
 
 
 def recognise(model_config: Any) -> None:
@@ -110,6 +75,7 @@ def _check_whole(vllm_config: Any, backend: Backend, expects: Expects) -> None:
 
 
 def _check_shards(vllm_config: Any, backend: Backend) -> None:
+    from vllm_glm41v_npu.quant.w8a8sc.record import CANN
     from vllm_glm41v_npu.quant.w8a8sc.shards import ShardError, check_shards, verify_shard
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
@@ -132,7 +98,7 @@ def _check_shards(vllm_config: Any, backend: Backend) -> None:
             f"The scales in {folder} were made for float16, and the network is to run in "
             f"{_dtype(model)}. Start with --dtype float16, or on a CPU with --dtype float32."
         )
-    if backend.is_ascend:  # the CPU looks at the checksums when it decodes
+    if record.codec == CANN:  # the portable decoder looks at the checksums itself
         for rank in range(record.tp_size):
             verify_shard(folder, rank)
 

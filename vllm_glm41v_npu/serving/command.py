@@ -8,12 +8,12 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_glm41v_npu.options import MICRO_BATCH
+from vllm_glm41v_npu.checks import MICRO_BATCH
+from vllm_glm41v_npu.family import REASONING_PARSER
 from vllm_glm41v_npu.serving.mindie.request import MAX_ITER_TIMES_VARIABLE
 
 ROUTES = "vllm_glm41v_npu.serving.mindie.MindIERoutes"
 GUARD = "vllm_glm41v_npu.serving.guard.Guard"
-REASONING_PARSER = "glm41v"
 WORLD_SIZES = (1, 2)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vllm.entrypoints.openai.engine.protocol import DeltaMessage
 from vllm.exceptions import VLLMValidationError
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
 from vllm_glm41v_npu.backends import current_backend
 from vllm_glm41v_npu.serving.thinking import BOX, END_THINK, REMOVED, THINK, ThinkingSplitter, split
 from vllm_glm41v_npu.serving.thinking_switch import closes_thinking
+from vllm_glm41v_npu.upstream import DeltaMessage
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -105,9 +105,9 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         Raises ValueError about a budget for the thinking that vllm-ascend would not keep to.
         """
         budget = getattr(request, "thinking_token_budget", None)
-        if budget is not None and current_backend().is_ascend:
+        if budget is not None and not current_backend().limits_thinking:
             raise VLLMValidationError(
-                "thinking_token_budget is set, and vllm-ascend 0.23.0 has no budget for the "
+                "thinking_token_budget is set, and vllm-ascend has no budget for the "
                 "thinking; leave it out, and limit thinking and answer together by max_tokens."
             )
         if self._keep == "boxes" and BOX in self.vocab:

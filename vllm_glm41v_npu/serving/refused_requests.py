@@ -13,12 +13,12 @@ from jinja2 import TemplateError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
-from vllm.entrypoints.serve.utils.error_response import create_error_response
 from vllm.entrypoints.serve.utils.server_utils import exception_handler
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
 from vllm_glm41v_npu.serving.chat_request import MESSAGES, prepare
 from vllm_glm41v_npu.serving.field_errors import sentences
+from vllm_glm41v_npu.upstream import create_error_response
 
 CALLERS_ERRORS = (ValueError, OverflowError, NotImplementedError, TemplateError, VLLMNotFoundError)
 """What vLLM answers with 4xx or 501. Without a handler of their own, these errors close the

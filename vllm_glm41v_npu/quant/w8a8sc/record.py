@@ -109,16 +109,16 @@ class Record:
 
     def check_backend(self, backend: Backend) -> None:
         """Raises ShardError where `backend` does not decode these shards."""
-        if backend.is_ascend and backend.name != ATLAS_310P.name:
+        readable = backend.w8a8sc_codec
+        if readable is None:
             raise ShardError(
                 f"These are shards of {COMPRESSED}, which {ATLAS_310P.name} and CPUs run, and "
                 f"{backend.name} does not. Use a float, W8A8, W8A8S or W8A8_DYNAMIC checkpoint "
                 "there."
             )
-        readable = CANN if backend.is_ascend else PORTABLE
-        if self.codec != readable:
+        if self.codec.partition("-")[0] != readable:
             raise ShardError(
                 f"These shards are compressed with the codec {self.codec}, and {backend.name} "
                 f"decodes {readable} alone. Compress the W8A8S checkpoint that they come from "
-                f"again, with --codec {readable.partition('-')[0]}."
+                f"again, with --codec {readable}."
             )

@@ -175,7 +175,7 @@ class _Answer:
 
     def fail(self, error: Exception) -> None:
         """The inner application raised `error`."""
-        from vllm.entrypoints.serve.utils.error_response import create_error_response
+        from vllm_glm41v_npu.upstream import create_error_response
 
         response = create_error_response(error)
         self.status, self.body = response.error.code, response.model_dump_json().encode()
