@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What mkdocs.yml's hooks make of the pages, and what the pages say of the code.
+"""The hooks of mkdocs.yml, and facts in the pages that the code can confirm.
 
-That every link of the built site leads somewhere is checked by `make docs`.
+`make docs` checks that every link of the built site leads somewhere.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
 
 
 def quoted_errors(page: str) -> list[str]:
-    """The first column of the tables of a page, between backticks."""
+    """Return the texts between backticks in the first column of the tables of a page."""
     return re.findall(r"^\| `([^`]+)` \|", (DOCS / page).read_text(), re.MULTILINE)
 
 
