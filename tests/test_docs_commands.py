@@ -184,7 +184,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
 def check(command: Command) -> None:
     """Fail where the command would fail, or is not known."""
     words = command.words
-    program = words[0].removeprefix(".venv/bin/")
+    program = re.sub(r"^\.venv(-ascend)?/bin/", "", words[0])
     if program == "curl":
         check_curl(words, command.stdin)
     elif words[:2] == ["docker", "run"]:
