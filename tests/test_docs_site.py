@@ -92,6 +92,18 @@ def test_errors_are_quoted_as_they_are() -> None:
     assert quoted_errors("troubleshooting.zh.md") == quoted
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    """Guards against dead links without building the site."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        headings = re.findall(r"^#+ .*$", path.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in map(docs_site.slug, headings), target
+
+
 MADE_UP = {"NAME", "_a3"}
 """Parts of names that stand for the reader's own."""
 
