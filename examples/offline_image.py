@@ -21,7 +21,7 @@ SEVERAL = "What numbers are in the pictures?"
 
 
 def message(pictures: list[Path], question: str) -> list[dict]:
-    """Return one user message: the pictures, then the question."""
+    """One user message: the pictures, then the question."""
     from PIL import Image
 
     parts: list[dict] = [{"type": "image_pil", "image_pil": Image.open(p)} for p in pictures]
@@ -29,7 +29,7 @@ def message(pictures: list[Path], question: str) -> list[dict]:
 
 
 def check_installed() -> None:
-    """End with a sentence where vLLM or the plugin is missing."""
+    """End in a sentence where vLLM or the plugin is missing."""
     for found, name in (
         (find_spec("vllm"), "vLLM"),
         (entry_points(group="vllm.general_plugins", name="glm41v_npu"), "vllm-glm41v-npu"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tiny checkpoint's held-out pictures as a data set in TextVQA's format, and answers it.
+"""The tiny checkpoint's held-out pictures as a data set in TextVQA's format, and answers to it.
 
 AISBench reads a file of questions, one JSON object a line, and beside it a file of annotations,
 which has ten people's answers to each question.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 
 SUFFIX = " Answer the question using a single word or phrase."
-"""The sentence that AISBench's configuration for TextVQA adds to each question.
+"""What AISBench's configuration for TextVQA puts after each question.
 
 The tiny checkpoint knows no such sentence, and reads worse after it.
 """
@@ -25,7 +25,7 @@ QUESTIONS, ANNOTATIONS = "textvqa_val.jsonl", "textvqa_val_annotations.json"
 
 
 class Item(NamedTuple):
-    """A picture file, a question about it, and the right answer."""
+    """A picture's file, a question about it, and the right answer."""
 
     picture: Path
     question: str
@@ -33,7 +33,7 @@ class Item(NamedTuple):
 
 
 def write_set(folder: Path, count: int) -> Path:
-    """Write `count` pictures with their questions into `folder`; return the file of questions."""
+    """Write `count` pictures with their questions into `folder`; returns the file of questions."""
     from tools.tiny.number_pictures import QUESTIONS as ASKED
     from tools.tiny.number_pictures import written_numbers
 
@@ -47,7 +47,7 @@ def write_set(folder: Path, count: int) -> Path:
 
 
 def write_items(folder: Path, items: Sequence[Item]) -> Path:
-    """Write the two files; return the path of the first."""
+    """Write the two files; returns the first one's path."""
     lines, annotations = [], []
     for number, item in enumerate(items):
         line = {"image": str(item.picture), "question": item.question, "question_id": number}
@@ -61,7 +61,7 @@ def write_items(folder: Path, items: Sequence[Item]) -> Path:
 
 
 def read_items(questions: Path) -> list[Item]:
-    """Return the items that `write_items` wrote."""
+    """What `write_items` wrote."""
     annotations = json.loads((questions.parent / ANNOTATIONS).read_text())["annotations"]
     answers = {entry["question_id"]: entry["answers"][0]["answer"] for entry in annotations}
     lines = map(json.loads, questions.read_text().splitlines())
@@ -71,7 +71,7 @@ def read_items(questions: Path) -> list[Item]:
 
 
 def offline_accuracy(model: str, questions: Path, suffix: str, max_tokens: int) -> float:
-    """Return the percentage of right answers without a server: the same prompts, greedy."""
+    """Percent of right answers without a server, of the same prompts, greedy."""
     from vllm import LLM, SamplingParams
 
     from vllm_glm41v_npu.cli.ask import conversation

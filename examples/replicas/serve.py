@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start several `vllm serve` on one machine, and one address in front of them.
+"""Several `vllm serve` on one machine, and one address in front of them.
 
     python examples/replicas/serve.py MODEL --replicas 2 --port 8000 -- --max-model-len 16384
 
@@ -33,7 +33,7 @@ Processes = dict[str, "subprocess.Popen[bytes]"]
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of this machine on which nobody listens now."""
+    """Ports of this machine that nobody listens at now."""
     sockets = [socket.create_server((LOCAL, 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -42,7 +42,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def start_replica(model: str, port: int, devices: str | None, extra: Sequence[str]):
-    """Start `vllm serve` on the given devices; None leaves the choice to vLLM."""
+    """`vllm serve` on its own devices; None leaves them to it."""
     command = [program("vllm"), "serve", model, "--host", LOCAL, "--port", str(port), *extra]
     visible = {"ASCEND_RT_VISIBLE_DEVICES": devices} if devices else {}
     return subprocess.Popen(command, env=os.environ | visible)
@@ -57,7 +57,7 @@ def is_healthy(port: int) -> bool:
 
 
 def wait_until_healthy(replicas: Processes, ports: Sequence[int]) -> None:
-    """Wait until every replica answers; if one ends before that, end all."""
+    """Return when every replica answers; a replica that ends before is the end of all."""
     for (name, replica), port in zip(replicas.items(), ports, strict=True):
         while not is_healthy(port):
             if replica.poll() is not None:
@@ -66,7 +66,7 @@ def wait_until_healthy(replicas: Processes, ports: Sequence[int]) -> None:
 
 
 def nginx(host: str, port: int, ports: Sequence[int], folder: Path) -> list[str]:
-    """Return nginx's command: it gives each request to the replica with the fewest requests."""
+    """The command for a front that gives each request to the replica with the fewest."""
     folder.chmod(0o755)  # nginx's workers are another user where it is started by root
     servers = "".join(f"server {LOCAL}:{each} max_fails=1 fail_timeout=10s; " for each in ports)
     template = Template(Path(__file__).with_name("nginx.conf").read_text())
@@ -76,7 +76,7 @@ def nginx(host: str, port: int, ports: Sequence[int], folder: Path) -> list[str]
 
 
 def router(host: str, port: int, ports: Sequence[int], folder: Path) -> list[str]:
-    """Return the command for vLLM's router: the same beginning goes to the same replica."""
+    """The command for vLLM's router: requests that begin alike go to the same replica's cache."""
     urls = [f"http://{LOCAL}:{each}" for each in ports]
     command = [program("vllm-router"), "--host", host, "--port", str(port)]
     return [*command, "--policy", "cache_aware", "--worker-urls", *urls]
@@ -86,7 +86,7 @@ FRONTS = {"nginx": nginx, "vllm-router": router}
 
 
 def program(name: str) -> str:
-    """Return the place of a program: beside this Python, or on the PATH."""
+    """Where it is: beside this Python, or on the PATH."""
     beside = str(Path(sys.executable).parent)
     path = os.pathsep.join((beside, os.environ.get("PATH", ""), "/usr/sbin"))
     found = shutil.which(name, path=path)
@@ -94,7 +94,7 @@ def program(name: str) -> str:
 
 
 def watch(replicas: Processes, front: subprocess.Popen[bytes]) -> str:
-    """Print when a replica ends; return the reason when none is left to serve."""
+    """Say when a replica ends; return why nobody can be served any more."""
     while True:
         if front.poll() is not None:
             return f"The front ended with {front.returncode}."
