@@ -137,7 +137,7 @@ def _forget_compiled(file: Path) -> None:
 
 def run_tests(tests: Sequence[str], lane: Lane, tree: Path) -> tuple[int | None, str]:
     """Run the tests in `tree`; returns pytest's exit code, None when out of time, and last line."""
-    python = tree / lane.environment / "bin" / "python"
+    python = str(tree / lane.environment / "bin" / "python")
     command = [python, "-m", "pytest", "-m", lane.marker, "-x", "-q", "-p", "no:cacheprovider"]
     with tempfile.TemporaryDirectory() as scrap:
         variables = {
