@@ -38,6 +38,7 @@ SECONDS = 300
 KILLED, LIVES, NOT_RUN, BROKEN = "killed", "lives", "no test ran", "fails without the bug"
 NO_TESTS = 5  # pytest's exit code
 _CLOSING = re.compile(r"\d+ (passed|failed|skipped|deselected|errors?)\b.* in [\d.]+s")
+_FAILED = re.compile(r"(?:FAILED|ERROR) (tests/\S+)")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Bug:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result for one bug: KILLED, LIVES, NOT_RUN or BROKEN, and pytest's last line."""
+    """The result for one bug: KILLED, LIVES, NOT_RUN or BROKEN, and the line of `run_tests`."""
 
     bug: Bug
     result: str
@@ -136,7 +137,10 @@ def _forget_compiled(file: Path) -> None:
 
 
 def run_tests(tests: Sequence[str], lane: Lane, tree: Path) -> tuple[int | None, str]:
-    """Run the tests in `tree`; returns pytest's exit code, None when out of time, and last line."""
+    """Run the tests in `tree`; returns pytest's exit code, None when out of time, and a line.
+
+    The line is the name of the test that failed, or else pytest's closing line.
+    """
     python = str(tree / lane.environment / "bin" / "python")
     command = [python, "-m", "pytest", "-m", lane.marker, "-x", "-q", "-p", "no:cacheprovider"]
     with tempfile.TemporaryDirectory() as scrap:
@@ -164,8 +168,9 @@ def run_tests(tests: Sequence[str], lane: Lane, tree: Path) -> tuple[int | None,
         finally:
             _end_group(process)
     lines = [line for line in printed.splitlines() if line.strip()] or ["printed nothing"]
-    closing = [line for line in lines if _CLOSING.search(line)]  # engines may print after it
-    return process.returncode, (closing or lines)[-1]
+    said = [line for line in lines if _CLOSING.search(line)]  # engines may print after it
+    failed = [found[1] for line in lines if (found := _FAILED.match(line))]
+    return process.returncode, [*lines[-1:], *said, *failed][-1]
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
@@ -236,8 +241,10 @@ def _row(outcome: Outcome) -> str:
     if outcome.result == LIVES and bug.lives:
         more = f" (known: {bug.lives})"
     elif outcome.result == KILLED and bug.lives:
-        more = " (the list says that it lives)"
-    elif outcome.result != KILLED:
+        more = f" (the list says that it lives; by {outcome.line})"
+    elif outcome.result == KILLED:
+        more = f" (by {outcome.line})"
+    else:
         more = f" ({' '.join(bug.tests)}: {outcome.line})"
     return f"{outcome.result:12} {outcome.seconds:4.0f} s  {bug.file}: {bug.name}{more}"
 
@@ -259,7 +266,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if options.json:
         rows = [
             {"name": o.bug.name, "file": o.bug.file, "lane": o.bug.lane, "result": o.result}
-            | {"last_line": o.line, "seconds": round(o.seconds, 1), "known": o.bug.lives}
+            | {"said": o.line, "seconds": round(o.seconds, 1), "known": o.bug.lives}
             for o in outcomes
         ]
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
