@@ -4,7 +4,7 @@
     python tools/mutate.py [--only PATTERN] [--jobs N] [--json FILE]
 
 The bugs are listed in tools/mutations.toml. Each is planted in a copy of the tracked files, where
-the tests that it names are run: they have to pass without the bug, and one has to fail with it.
+the tests that it names are run: one has to fail with the bug, and has to pass without it.
 The exit code is 1 where fewer than 95 % of the bugs are killed.
 """
 
@@ -21,10 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tomllib
@@ -38,7 +38,7 @@ SECONDS = 300
 KILLED, LIVES, NOT_RUN, BROKEN = "killed", "lives", "no test ran", "fails without the bug"
 NO_TESTS = 5  # pytest's exit code
 _CLOSING = re.compile(r"\d+ (passed|failed|skipped|deselected|errors?)\b.* in [\d.]+s")
-_FAILED = re.compile(r"(?:FAILED|ERROR) (tests/\S+)")
+_FAILED = re.compile(r"(?:FAILED|ERROR) (tests/.+?)(?: - |$)")
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,17 @@ class Bug:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result for one bug: KILLED, LIVES, NOT_RUN or BROKEN, and the line of `run_tests`."""
+    """The result for one bug: KILLED, LIVES, NOT_RUN or BROKEN, and the line of its run."""
 
     bug: Bug
     result: str
     line: str
     seconds: float
+
+    @property
+    def test(self) -> str:
+        """The test that failed, with all its parameters; empty where none has a name."""
+        return _without_parameters(self.line) if self.line.startswith("tests/") else ""
 
 
 def read_list(path: Path = LIST) -> list[Bug]:
@@ -136,13 +141,29 @@ def _forget_compiled(file: Path) -> None:
         compiled.unlink()
 
 
-def run_tests(tests: Sequence[str], lane: Lane, tree: Path) -> tuple[int | None, str]:
-    """Run the tests in `tree`; returns pytest's exit code, None when out of time, and a line.
+@dataclass(frozen=True)
+class Run:
+    """One run of pytest: its exit code (None when it was out of time), and what it printed."""
 
-    The line is the name of the test that failed, or else pytest's closing line.
-    """
+    code: int | None
+    failed: list[str]
+    closing: str
+
+    @property
+    def line(self) -> str:
+        """The test that failed, or else pytest's closing line."""
+        return self.failed[0] if self.failed else self.closing
+
+    @property
+    def passed(self) -> bool:
+        """Whether all tests passed that ran, and one did."""
+        return self.code == 0 and re.search(r"\b[1-9]\d* passed", self.closing) is not None
+
+
+def run_tests(tests: Iterable[str], lane: Lane, tree: Path, *options: str) -> Run:
+    """Run the tests, pytest's arguments, in `tree`."""
     python = str(tree / lane.environment / "bin" / "python")
-    command = [python, "-m", "pytest", "-m", lane.marker, "-x", "-q", "-p", "no:cacheprovider"]
+    command = [python, "-m", "pytest", "-m", lane.marker, "-q", "-p", "no:cacheprovider", *options]
     with tempfile.TemporaryDirectory() as scrap:
         variables = {
             "PYTHONPATH": str(tree),
@@ -164,13 +185,13 @@ def run_tests(tests: Sequence[str], lane: Lane, tree: Path) -> tuple[int | None,
         try:
             printed, _ = process.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            return None, f"not ready within {SECONDS} s"
+            return Run(None, [], f"not ready within {SECONDS} s")
         finally:
             _end_group(process)
     lines = [line for line in printed.splitlines() if line.strip()] or ["printed nothing"]
-    said = [line for line in lines if _CLOSING.search(line)]  # engines may print after it
+    closing = [line for line in lines if _CLOSING.search(line)]  # engines may print after it
     failed = [found[1] for line in lines if (found := _FAILED.match(line))]
-    return process.returncode, [*lines[-1:], *said, *failed][-1]
+    return Run(process.returncode, failed, (closing or lines)[-1])
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
@@ -183,7 +204,7 @@ def _end_group(process: subprocess.Popen[str]) -> None:
 
 
 class Runner:
-    """Copies of the tree for `jobs` runs side by side, and what tests say without a bug."""
+    """Copies of the tree for `jobs` runs side by side."""
 
     def __init__(self, root: Path, scrap: Path, jobs: int) -> None:
         self.trees: queue.Queue[Path] = queue.Queue()
@@ -191,22 +212,33 @@ class Runner:
             copy_tree(root, scrap / f"tree{number}")
             self.trees.put(scrap / f"tree{number}")
 
-    def sound(self, wanted: tuple[tuple[str, ...], str]) -> tuple[str, str]:
-        """Run tests of a lane without a bug; returns "" when they pass, or NOT_RUN or BROKEN."""
-        tests, lane = wanted
-        with self._tree() as tree:
-            code, line = run_tests(tests, LANES[lane], tree)
-        if code == NO_TESTS or (code == 0 and not re.search(r"\b[1-9]\d* passed", line)):
-            return NOT_RUN, line
-        return ("" if code == 0 else BROKEN), line
-
     def attempt(self, bug: Bug) -> Outcome:
-        """Plant a bug, and run its tests, which pass without it."""
+        """Plant a bug, and run its tests."""
         started = time.monotonic()
         with self._tree() as tree, planted(bug, tree):
-            code, line = run_tests(bug.tests, LANES[bug.lane], tree)
-        result = LIVES if code == 0 else NOT_RUN if code == NO_TESTS else KILLED
-        return Outcome(bug, result, line, time.monotonic() - started)
+            run = run_tests(bug.tests, LANES[bug.lane], tree, "-x")
+        result = LIVES if run.passed else NOT_RUN if run.code in (0, NO_TESTS) else KILLED
+        return Outcome(bug, result, run.line, time.monotonic() - started)
+
+    def checked(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Run all tests that found a bug once more, without any, where they have to pass."""
+        killed = [outcome for outcome in outcomes if outcome.result == KILLED]
+        groups: dict[tuple[str, ...], list[Outcome]] = {}
+        for outcome in killed:  # in one run, those that have a name
+            group = () if outcome.test else outcome.bug.tests
+            groups.setdefault((outcome.bug.lane, *group), []).append(outcome)
+        failed: set[int] = set()
+        for (lane, *tests), members in groups.items():
+            with self._tree() as tree:
+                wanted = tests or dict.fromkeys(outcome.test for outcome in members)
+                run = run_tests(wanted, LANES[lane], tree)
+            named = {_without_parameters(name) for name in run.failed}
+            failed |= {
+                id(outcome)
+                for outcome in members
+                if run.code != 0 and (outcome.test in named or not named)
+            }
+        return [replace(o, result=BROKEN) if id(o) in failed else o for o in outcomes]
 
     @contextmanager
     def _tree(self) -> Iterator[Path]:
@@ -217,23 +249,23 @@ class Runner:
             self.trees.put(tree)
 
 
+def _without_parameters(test: str) -> str:
+    return test.partition("[")[0]
+
+
 def run_all(bugs: Sequence[Bug], root: Path, jobs: int) -> list[Outcome]:
     """Plant every bug in its turn, and print what becomes of it."""
     with tempfile.TemporaryDirectory() as scrap, ThreadPoolExecutor(jobs) as pool:
         runner = Runner(root, Path(scrap), jobs)
-        wanted = list(dict.fromkeys((bug.tests, bug.lane) for bug in bugs))
-        print(f"{len(wanted)} sets of tests without a bug ...", flush=True)
-        sound = dict(zip(wanted, pool.map(runner.sound, wanted), strict=True))
-
-        def attempt(bug: Bug) -> Outcome:
-            problem, line = sound[bug.tests, bug.lane]
-            return Outcome(bug, problem, line, 0) if problem else runner.attempt(bug)
-
         outcomes = []
-        for outcome in pool.map(attempt, bugs):
+        for outcome in pool.map(runner.attempt, bugs):
             outcomes.append(outcome)
             print(_row(outcome), flush=True)
-        return outcomes
+        checked = runner.checked(outcomes)
+    for outcome in checked:
+        if outcome.result == BROKEN:
+            print(_row(outcome), flush=True)
+    return checked
 
 
 def _row(outcome: Outcome) -> str:
