@@ -160,8 +160,11 @@ class Run:
         return self.code == 0 and re.search(r"\b[1-9]\d* passed", self.closing) is not None
 
 
-def run_tests(tests: Iterable[str], lane: Lane, tree: Path, *options: str) -> Run:
-    """Run the tests, pytest's arguments, in `tree`."""
+def run_tests(
+    tests: Iterable[str], lane: Lane, tree: Path, *options: str, seconds: float | None = None
+) -> Run:
+    """Run the tests, pytest's arguments, in `tree`, for so many seconds, or SECONDS."""
+    most = seconds or SECONDS
     python = str(tree / lane.environment / "bin" / "python")
     command = [python, "-m", "pytest", "-m", lane.marker, "-q", "-p", "no:cacheprovider", *options]
     with tempfile.TemporaryDirectory() as scrap:
@@ -183,9 +186,9 @@ def run_tests(tests: Iterable[str], lane: Lane, tree: Path, *options: str) -> Ru
             start_new_session=True,
         )
         try:
-            printed, _ = process.communicate(timeout=SECONDS)
+            printed, _ = process.communicate(timeout=most)
         except subprocess.TimeoutExpired:
-            return Run(None, [], f"not ready within {SECONDS} s")
+            return Run(None, [], f"not ready within {most} s")
         finally:
             _end_group(process)
     lines = [line for line in printed.splitlines() if line.strip()] or ["printed nothing"]
@@ -221,24 +224,34 @@ class Runner:
         return Outcome(bug, result, run.line, time.monotonic() - started)
 
     def checked(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Run all tests that found a bug once more, without any, where they have to pass."""
+        """Run the tests that found a bug once more, without any, where they have to pass."""
         killed = [outcome for outcome in outcomes if outcome.result == KILLED]
-        groups: dict[tuple[str, ...], list[Outcome]] = {}
-        for outcome in killed:  # in one run, those that have a name
-            group = () if outcome.test else outcome.bug.tests
-            groups.setdefault((outcome.bug.lane, *group), []).append(outcome)
-        failed: set[int] = set()
-        for (lane, *tests), members in groups.items():
+        failing = {
+            lane: self._failing(sorted({o.test for o in killed if o.bug.lane == lane} - {""}), lane)
+            for lane in LANES
+        }
+
+        def is_broken(outcome: Outcome) -> bool:
+            if outcome.test:
+                return outcome.test in failing[outcome.bug.lane]
             with self._tree() as tree:
-                wanted = tests or dict.fromkeys(outcome.test for outcome in members)
-                run = run_tests(wanted, LANES[lane], tree)
-            named = {_without_parameters(name) for name in run.failed}
-            failed |= {
-                id(outcome)
-                for outcome in members
-                if run.code != 0 and (outcome.test in named or not named)
-            }
-        return [replace(o, result=BROKEN) if id(o) in failed else o for o in outcomes]
+                return not run_tests(outcome.bug.tests, LANES[outcome.bug.lane], tree).passed
+
+        broken = {outcome.bug for outcome in killed if is_broken(outcome)}
+        return [replace(o, result=BROKEN) if o.bug in broken else o for o in outcomes]
+
+    def _failing(self, tests: Sequence[str], lane: str) -> set[str]:
+        """Those of the tests that fail without a bug."""
+        if not tests:
+            return set()
+        with self._tree() as tree:
+            run = run_tests(tests, LANES[lane], tree, seconds=SECONDS * len(tests))
+        if run.code in (0, 1):
+            names = [f"{_without_parameters(name)}::" for name in run.failed]
+            return {test for test in tests if any(name.startswith(f"{test}::") for name in names)}
+        if len(tests) == 1:
+            return set(tests)
+        return set().union(*(self._failing([test], lane) for test in tests))
 
     @contextmanager
     def _tree(self) -> Iterator[Path]:
@@ -269,16 +282,12 @@ def run_all(bugs: Sequence[Bug], root: Path, jobs: int) -> list[Outcome]:
 
 
 def _row(outcome: Outcome) -> str:
-    bug, more = outcome.bug, ""
+    bug, more = outcome.bug, f"{' '.join(outcome.bug.tests)}: {outcome.line}"
     if outcome.result == LIVES and bug.lives:
-        more = f" (known: {bug.lives})"
-    elif outcome.result == KILLED and bug.lives:
-        more = f" (the list says that it lives; by {outcome.line})"
+        more = f"known: {bug.lives}"
     elif outcome.result == KILLED:
-        more = f" (by {outcome.line})"
-    else:
-        more = f" ({' '.join(bug.tests)}: {outcome.line})"
-    return f"{outcome.result:12} {outcome.seconds:4.0f} s  {bug.file}: {bug.name}{more}"
+        more = "the list says that it lives; " * bool(bug.lives) + f"by {outcome.line}"
+    return f"{outcome.result:12} {outcome.seconds:4.0f} s  {bug.file}: {bug.name} ({more})"
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
