@@ -100,8 +100,8 @@ class Outcome:
 
     @property
     def test(self) -> str:
-        """The test that failed, with all its parameters; empty where none has a name."""
-        return _without_parameters(self.line) if self.line.startswith("tests/") else ""
+        """The test that failed, with all its parameters; empty where no test began."""
+        return _without_parameters(self.line) if "::" in self.line else ""
 
 
 def read_list(path: Path = LIST) -> list[Bug]:
@@ -247,8 +247,7 @@ class Runner:
         with self._tree() as tree:
             run = run_tests(tests, LANES[lane], tree, seconds=SECONDS * len(tests))
         if run.code in (0, 1):
-            names = [f"{_without_parameters(name)}::" for name in run.failed]
-            return {test for test in tests if any(name.startswith(f"{test}::") for name in names)}
+            return set(map(_without_parameters, run.failed))
         if len(tests) == 1:
             return set(tests)
         return set().union(*(self._failing([test], lane) for test in tests))
