@@ -57,6 +57,12 @@ def test_thinking_without_a_parser() -> None:
         assert made.cut
 
 
+def test_an_answer_that_ends_like_a_tag() -> None:
+    """Guards the last letters of an answer, which wait for the rest of a tag."""
+    assert reply({"content": "a <"}).content == "a <"
+    assert reply({"content": "<think>a </th"}, finish="length").thinking == "a </th"
+
+
 def test_only_marked_boxes_where_there_are_markers() -> None:
     """Guards against a box drawn of a list that is none, which the shown content would give."""
     assert len(reply({"content": f"Of [1, 2, 3, 4]: {BOX}"}).boxes()) == 1

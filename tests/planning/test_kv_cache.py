@@ -71,6 +71,8 @@ def test_where_memory_is_short(real: Path, tmp_path: Path) -> None:
     assert 65536 * TOKEN < size < 30 * GIB - weights - 2 * GIB
     tight = chosen(machine(tmp_path, 28), real)
     assert 65536 * TOKEN < tight < size
+    each = chosen(machine(tmp_path, 40), real, devices=2)  # ranks share the same host
+    assert 2 * each < 40 * GIB - weights - 2 * GIB
 
 
 @pytest.mark.parametrize(("available", "flags"), [(24, BFLOAT16), (10, BFLOAT16), (30, FLOAT32)])

@@ -103,6 +103,7 @@ def test_large_files_are_not_read_to_the_end(port: int, monkeypatch: pytest.Monk
 
 def test_large_files_of_other_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_IMAGE_MB", "1")
+    fetching.check_size(MEBIBYTE, MEBIBYTE)  # the largest one
     data = bytes(MEBIBYTE + 3)
     (tmp_path / "large").write_bytes(data)
     with pytest.raises(MediaRefused, match="larger than 1 MiB"):

@@ -133,6 +133,9 @@ def test_bad_file(key: str, tmp_path: Path, make_processor: MakeProcessor) -> No
         ({"max_pixels": 200_000}, {}, (12544, 400_000)),
         ({"size": {"shortest_edge": 30000, "longest_edge": 60000}}, {}, (30000, 60000)),
         ({"max_pixels": 200_000}, {"size": {"longest_edge": 100_000}}, (12544, 100_000)),
+        ({}, {"max_pixels": 8000, "images_kwargs": {"max_pixels": 20000}}, (12544, 40000)),
+        ({}, {"max_pixels": 20000, "videos_kwargs": {"max_pixels": 8000}}, (12544, 40000)),
+        ({"max_pixels": 15000, "images_kwargs": {"max_pixels": 20000}}, {}, (12544, 40000)),
     ],
 )
 def test_limits_of_server_and_request(
