@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What examples/aisbench hands to AISBench, which is not in this environment."""
+"""The files that examples/aisbench writes for AISBench.
+
+Its command is not run here: it needs numpy 1, so it is installed into an environment of its own.
+tests/end_to_end/aisbench.py sends the requests that it makes of these files to a server.
+"""
 
 from __future__ import annotations
 

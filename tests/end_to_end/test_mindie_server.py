@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.end_to_end.aisbench import test_aisbenchs_requests  # noqa: F401  run on this server
 from tests.end_to_end.fuzzing import ANYTHING, BOUNDED, PARTS
 from tests.end_to_end.mindie import (
     ASSETS,
