@@ -121,7 +121,10 @@ def test_bad_picture_settings(server, settings: dict[str, int], reason: str) -> 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_pixels": 112 * 112}, {"size": {"shortest_edge": 784, "longest_edge": 2 * 112 * 112}}],
+    [
+        {"min_pixels": 28 * 28, "max_pixels": 56 * 56},
+        {"size": {"shortest_edge": 28 * 28, "longest_edge": 2 * 56 * 56}},
+    ],
 )
 def test_pixel_limits_of_a_request(server, settings: dict[str, Any]) -> None:
     """Guards limits that are accepted and change nothing: a smaller picture has fewer tokens."""
@@ -132,8 +135,8 @@ def test_pixel_limits_of_a_request(server, settings: dict[str, Any]) -> None:
         assert response.status_code == 200, response.text
         return response.json()["usage"]["prompt_tokens"]
 
-    # A token is 28 x 28 pixels: 12 x 12 tokens, and 4 x 4.
-    assert length() - length(mm_processor_kwargs=settings) == 12 * 12 - 4 * 4
+    # A token is 28 x 28 pixels; the checkpoint's own limit is 112 x 112.
+    assert length() - length(mm_processor_kwargs=settings) == 4 * 4 - 2 * 2
 
 
 @pytest.mark.skipif(
