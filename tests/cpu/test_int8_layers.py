@@ -72,9 +72,8 @@ def test_static_layers_quantize_as_the_dtype_demands(dtype: torch.dtype) -> None
     rule = "msmodelslim" if dtype == torch.float32 else "npu"
     x_q = quantize_static(x, 0.03, -17, rule)  # type: ignore[arg-type]
     halves = (torch.arange(-99, 100, 2) * 0.015).to(dtype)
-    assert not torch.equal(
-        quantize_static(halves, 0.03, -17, other), quantize_static(halves, 0.03, -17, rule)
-    )
+    ways = [quantize_static(halves, 0.03, -17, way) for way in ("msmodelslim", "npu")]
+    assert not torch.equal(*ways)
     weight = layer.packed_weight.unpack().double()
     want = (x_q.double() @ weight.t() + layer.quant_bias) * layer.deq_scale.double()
     assert torch.equal(method.apply(layer, x), want.float().to(dtype))
