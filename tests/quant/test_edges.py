@@ -51,7 +51,6 @@ def test_offsets_are_added_and_taken_off_again(low: float) -> None:
     deq_scale = found.scale * by_channel
     corrected = quant_bias(weight.float(), bias, deq_scale, found.offset, "layer")
     x_q = quantize_static(x, found.scale.item(), int(found.offset))
-    assert x_q.min() == -128 or low == 0.0
     result = int8_linear(x_q, pack_weight(weight), deq_scale, corrected)
     want = x @ (weight.float() * by_channel[:, None]).t() + bias
     torch.testing.assert_close(result, want, atol=0.05, rtol=0.02)
