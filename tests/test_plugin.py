@@ -40,7 +40,7 @@ def test_register_twice_registers_our_class_lazily():
     from transformers import AutoConfig
     from vllm.model_executor.models.registry import ModelRegistry
 
-    from vllm_glm41v_npu.checkpoint.config import Glm4vConfig
+    from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
 
     plugin.register()
     plugin.register()
@@ -207,4 +207,16 @@ def test_bfloat16_instructions(tmp_path, cpuinfo, has):
     """Guards against choosing the dtype that takes 7 times as long to the first token."""
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
+    assert backends.has_bfloat16_instructions(path) is has
+
+
+@pytest.mark.parametrize(
+    ("limit", "has"),
+    [("AVX2", False), ("avx512_core_vnni", False), ("AVX512_CORE_BF16", True), ("ALL", True)],
+)
+def test_bfloat16_instructions_that_onednn_may_not_use(monkeypatch, tmp_path, limit, has):
+    """Guards against bfloat16 where a variable keeps its instructions from oneDNN."""
+    path = tmp_path / "cpuinfo"
+    path.write_text("flags\t\t: fpu avx2 amx_bf16\n")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert backends.has_bfloat16_instructions(path) is has

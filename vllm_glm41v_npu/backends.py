@@ -8,6 +8,7 @@ no other room imports those two. Importing this module loads no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,6 +19,9 @@ from typing import Any
 
 ON_CPU, ON_ASCEND = "cpu", "ascend"
 """The two stacks of software: vLLM alone, and vLLM through vllm-ascend."""
+
+VISIBLE_NPUS = "ASCEND_RT_VISIBLE_DEVICES"
+"""CANN's environment variable for the NPUs that a process may use."""
 
 _ROPE = "vllm_glm41v_npu.models.rope"
 _ASCEND = "vllm_glm41v_npu.ascend"
@@ -34,6 +38,7 @@ class Backend:
     auto_dtype: The dtype that `--dtype auto` means; None where the checkpoint's own is right.
     text_rope: Class that rotates the decoder's q and k.
     vision_rope: Class that rotates the vision tower's q and k.
+    input_norm: RMSNorm class of the decoder's norms whose output only one linear layer reads.
     quantization: Class that `--quantization ascend` means.
     modelslim: Class of vllm-ascend that `quantization` extends on this chip.
     schemes: Mapping from the type of a quantized layer to the class that computes it.
@@ -53,6 +58,7 @@ class Backend:
     auto_dtype: str | None
     text_rope: str
     vision_rope: str
+    input_norm: str
     quantization: str
     modelslim: str | None = None
     schemes: str | None = None
@@ -77,7 +83,8 @@ CPU = Backend(
     auto_dtype=None,
     text_rope=f"{_ROPE}:TextRotaryEmbedding",
     vision_rope=f"{_ROPE}:VisionRotaryEmbedding",
-    quantization="vllm_glm41v_npu.cpu.quant_config:AscendConfig",
+    input_norm="vllm.model_executor.layers.layernorm:RMSNorm",
+    quantization="vllm_glm41v_npu.cpu.quant_config:CpuModelSlimConfig",
     schemes="vllm_glm41v_npu.cpu.int8_linear:METHODS",
     float_layers="vllm_glm41v_npu.cpu.float_linear:space_weights",
     w8a8sc_codec="portable",
@@ -91,6 +98,7 @@ ATLAS_A2 = Backend(
     auto_dtype=None,
     text_rope=f"{_ASCEND}.rope:A2TextRotaryEmbedding",
     vision_rope=f"{_ASCEND}.rope:AscendVisionRotaryEmbedding",
+    input_norm=f"{_ASCEND}.norms:A2InputNorm",
     quantization=f"{_ASCEND}.quant_config:Glm41vModelSlimConfig",
     modelslim=f"{_VLLM_ASCEND}.quantization:AscendModelSlimConfig",
     schemes=f"{_ASCEND}.schemes_a2:SCHEMES",
@@ -105,6 +113,7 @@ ATLAS_310P = Backend(
     auto_dtype="float16",
     text_rope=f"{_ASCEND}.rope:Atlas310PTextRotaryEmbedding",
     vision_rope=f"{_ASCEND}.rope:AscendVisionRotaryEmbedding",
+    input_norm=f"{_ASCEND}.norms:Atlas310PInputNorm",
     quantization=f"{_ASCEND}.quant_config:Glm41vModelSlimConfig",
     modelslim=f"{_VLLM_ASCEND}._310p.quantization:AscendModelSlimConfig310",
     schemes=f"{_ASCEND}.schemes_310p:SCHEMES",
@@ -131,7 +140,8 @@ def has_bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     if not cpuinfo.exists():
         return True
     flags = set(cpuinfo.read_text().split())
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    has_them = not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return has_them and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in _WITHOUT_BFLOAT16
 
 
 def cpu_backend(cpuinfo: Path = Path("/proc/cpuinfo")) -> Backend:
@@ -140,6 +150,11 @@ def cpu_backend(cpuinfo: Path = Path("/proc/cpuinfo")) -> Backend:
     Without the instructions, bfloat16 takes 7 times as long to the first token as float32.
     """
     return CPU if has_bfloat16_instructions(cpuinfo) else replace(CPU, auto_dtype="float32")
+
+
+_WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"}
+_WITHOUT_BFLOAT16 |= {"AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN, which multiplies for vLLM, leaves them out."""
 
 
 def starts_on_cpu(environ: Mapping[str, str]) -> bool:

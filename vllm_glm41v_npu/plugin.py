@@ -63,7 +63,7 @@ def _patches(backend: Backend) -> None:
 
 def _config(backend: Backend) -> None:
     """Read each form of config.json into one."""
-    from vllm_glm41v_npu.checkpoint.config import register_config
+    from vllm_glm41v_npu.processing.hf_config import register_config
 
     register_config()
 
@@ -108,7 +108,7 @@ def _checks(backend: Backend) -> None:
         ],
         on_engine=[
             check_options,
-            partial(check, backend=backend, expects=_expected_tensors),
+            partial(check, backend=backend),
         ],
     )
 
@@ -122,14 +122,6 @@ REGISTRATIONS: tuple[Callable[[Backend], None], ...] = (
     _checks,
 )
 """Everything that is registered with vLLM, in order; the first may import vLLM's modules."""
-
-
-def _expected_tensors(config: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[str], str]]:
-    """Return what the network's checkpoints hold, for `quant`, which does not know the network."""
-    from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
-    from vllm_glm41v_npu.models.weights import vllm_name
-
-    return checkpoint_shapes(config), vllm_name
 
 
 def _refuse_model(untested: UntestedVersions) -> None:

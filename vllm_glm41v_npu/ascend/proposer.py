@@ -12,21 +12,21 @@ from vllm_ascend.spec_decode.ngram_proposer import AscendNgramProposer
 
 
 class AscendCustomProposer(AscendNgramProposer):
-    """Any `custom_class` of vLLM's, as a kind of the proposer that the runner asks after each step.
+    """Adapter from the proposer that the runner asks after each step to vLLM's `custom_class`.
 
     Args:
-        vllm_config: vLLM's, which names the class.
-        runner: vllm-ascend's, which holds the texts.
+        vllm_config: vLLM's config, which names the class.
+        runner: vllm-ascend's runner, which holds the texts.
     """
 
     def __init__(self, vllm_config: Any, runner: Any) -> None:
-        self.runner = runner  # and nothing of the base class, which would search for n-grams
+        self.runner = runner  # the base class's __init__ would prepare a search for n-grams
         self.proposer = create_custom_proposer(vllm_config)
 
     def propose(
         self, sampled_token_ids: Sequence[Sequence[int]], *args: Any, **kwargs: Any
     ) -> list[list[int]]:
-        """Return the class's draft tokens of each request, see MemoryProposer.propose."""
+        """Return the class's draft tokens for each request; see MemoryProposer.propose."""
         batch = self.runner.input_batch
         return self.proposer.propose(
             sampled_token_ids, batch.num_tokens_no_spec, batch.token_ids_cpu

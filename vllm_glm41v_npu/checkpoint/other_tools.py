@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints that other tools quantized load on which backend; torch-free.
+"""Checkpoints that other tools quantized, and the backends on which they load; torch-free.
 
 vLLM's own methods compute them, and `models/packed.py` puts their channels in this network's order.
 """
@@ -39,7 +39,7 @@ WHERE = {ON_CPU: "CPUs", ON_ASCEND: "Ascend"}
 
 
 def tool_of(checkpoint: Checkpoint) -> str | None:
-    """The tool that quantized a checkpoint as config.json says it, None where it says none.
+    """Return the tool that quantized a checkpoint, by config.json; None where it names none.
 
     msModelSlim's form for MindIE has a `quantization_config` that names no method; MLX writes one
     of `bits` and `group_size` alone.
@@ -55,7 +55,7 @@ def tool_of(checkpoint: Checkpoint) -> str | None:
 
 
 def problems(checkpoint: Checkpoint, stack: str | None) -> Iterator[Problem]:
-    """Why a checkpoint that has no description of msModelSlim's does not load.
+    """Yield why a checkpoint that has no description of msModelSlim's does not load.
 
     Args:
         checkpoint: Its folder.
@@ -79,7 +79,7 @@ def problems(checkpoint: Checkpoint, stack: str | None) -> Iterator[Problem]:
 
 
 def _unsupported(config: Json, on_ascend: bool) -> str | None:
-    """What is wrong with the settings of a tool whose weights may load."""
+    """Return what is wrong with the settings of a tool whose weights may load; None for nothing."""
     method = str(config.get("quant_method")).lower()
     if method == "fp8":
         return None if config.get("weight_block_size") else _FLOAT8
