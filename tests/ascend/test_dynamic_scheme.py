@@ -17,7 +17,7 @@ N, K = 64, 512
 def scheme(emulated: None) -> Any:
     from vllm_glm41v_npu.backends import current_backend, resolve
 
-    scheme = resolve(str(current_backend().schemes))["W8A8_DYNAMIC"]
+    scheme = resolve(current_backend().schemes)["W8A8_DYNAMIC"]
     return scheme.__new__(scheme)
 
 
