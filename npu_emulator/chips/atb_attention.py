@@ -68,9 +68,10 @@ def paged_rows(dtypes: tuple[str, ...], a310p: bool) -> dict[str, Operator]:
     batch = Rule(
         "block_table",
         "of at most 2048 rows on the Atlas inference series",
-        lambda a: not a310p or shape_of(a, "block_table")[0] <= 2048,
+        lambda a: shape_of(a, "block_table")[0] <= 2048,
     )
-    decode = Operator(ATB_DOCS + " (_npu_paged_attention_v2)", arguments, (*rules, batch))
+    most = (batch,) if a310p else ()
+    decode = Operator(ATB_DOCS + " (_npu_paged_attention_v2)", arguments, (*rules, *most))
     chunk = {**arguments, "seq_len": HOST_LENGTHS, "mask": Tensor(dtypes)}
     return {
         "atb::_npu_paged_attention": decode,

@@ -80,12 +80,13 @@ def swiglu_row(dtypes: tuple[str, ...], tail_bytes: int) -> Operator:
     def aligned(a: Arguments) -> bool:
         return shape_of(a, "input")[-1] * a["input"].element_size() % tail_bytes == 0
 
+    whole = Rule("input", f"of a multiple of {tail_bytes} bytes in the last dimension", aligned)
     return Operator(
         "hicann/ops-nn 9.1.0: activation/swi_glu/docs/aclnnSwiGlu.md",
         {"input": Tensor(dtypes, ranks=(1, 8), contiguous=True)},
         (
             Rule("input", "even in the dimension that is halved", even),
-            Rule("input", f"of a multiple of {tail_bytes} bytes in the last dimension", aligned),
+            *([whole] if tail_bytes > 1 else []),
         ),
     )
 
@@ -103,7 +104,7 @@ def format_cast_rows(only_wide: bool = False) -> dict[str, Operator]:
     row = Operator(
         document,
         {"acl_format": Value(FORMATS)},
-        (when(lambda a: only_wide and a["acl_format"] == FRACTAL_NZ, wide),),
+        (when(lambda a: a["acl_format"] == FRACTAL_NZ, wide),) if only_wide else (),
     )
     base = Operator(document)
     return {

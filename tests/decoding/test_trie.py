@@ -132,6 +132,20 @@ def test_it_remembers_longer_than_it_forgets() -> None:
     assert trie.draft(kept[:10], 15, 0.0) == kept[10:25].tolist()
 
 
+def test_it_forgets_half() -> None:
+    """Guards what was seen before the trie was full: the newer half of it stays."""
+    random, trie = np.random.default_rng(0), Trie(CAPACITY)
+    texts = [random.integers(0, 100_000, 100).astype(np.int32) for _ in range(11)]
+    for text in texts:
+        before = int(trie.state[0])
+        trie.learn(text, len(text), written=False)
+        if int(trie.state[0]) < before:
+            break
+    kept = [text for text in texts if trie.guess(text[:20], 5, 0.0) == text[20:25].tolist()]
+    assert before > CAPACITY // 4 and before // 3 < int(trie.state[0]) < before
+    assert len(kept) > 2 and all(text is not texts[0] for text in kept)
+
+
 def test_the_most_frequent_goes_first_and_then_the_newest() -> None:
     trie = learnt([[1, 2, 3], [1, 2, 3], [1, 2, 4]])
     assert trie.draft(ids([1, 2]), 1, 0.0) == [3]

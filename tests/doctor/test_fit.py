@@ -23,7 +23,7 @@ from tests.doctor.machines import (
 from vllm_glm41v_npu.backends import ATLAS_310P, CPU
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import model
-from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, PUBLISHED_VISION
+from vllm_glm41v_npu.planning.model_size import PUBLISHED_TEXT, PUBLISHED_VISION
 
 PUBLISHED = {
     "model_type": "glm4v",
@@ -124,6 +124,7 @@ def test_memory_of_the_host(machine, large, tmp_path, total, available, status):
     [
         (A2, "0,1", "ok", "2 chip(s) of 68.7 GB"),
         (A2.replace("65536", "21527"), "0,1", "warn", "--tensor-parallel-size 2"),
+        (A2.replace("3359 / 65536", "3359 / 21527"), "0,1", "warn", "2 chip(s) of 22.6 GB"),
         (A2.replace("65536", "21527"), "1", "fail", "1 chip(s)"),
     ],
 )

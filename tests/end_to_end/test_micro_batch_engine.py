@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Micro batch gives bit for bit what the engine gives without it."""
+"""Micro batch gives bit for bit what the engine gives without it.
+
+On a CPU that holds with torch's product alone, which micro_batch_worker.py takes. With oneDNN's,
+which vLLM takes there, the last bits differ: its sums over the last rows of a batch come in another
+order. tests/models/test_network.py says how much.
+"""
 
 from __future__ import annotations
 

@@ -34,6 +34,14 @@ NAMES = ["tiny", *(shape.name for shape in (SHAPES if ON_CPU else CHIP_SHAPES))]
 RUNS = [(name, DTYPE) for name in NAMES] + [("tiny", dtype) for dtype in OTHER_DTYPES]
 
 
+ROUNDING = {"float16": 0.005, "bfloat16": 0.016}
+"""How far features may be off, of their norm: twice what float16 gives, a third more than bfloat16.
+
+Another cubic kernel for the position table (a = -0.5) gives 0.016 to 0.055 in float16, and at least
+0.022 in bfloat16.
+"""
+
+
 class Pair(NamedTuple):
     llm: LLM
     oracle: Oracle
@@ -84,7 +92,7 @@ def test_a_repeated_picture_is_cached(pair: Pair) -> None:
 
 
 def test_vision_features_equal_transformers(pair: Pair) -> None:
-    """Guards the tower alone, several sizes in one batch, within 1e-4 (half precision: 2%)."""
+    """Guards the tower alone, several sizes in one batch, within 1e-4 (or ROUNDING)."""
     inputs = pair.oracle.inputs(CASES["three-pictures"])
     grid_thw = inputs["image_grid_thw"]
     with torch.inference_mode():
@@ -116,7 +124,7 @@ def assert_features(pair: Pair, want: Iterable[torch.Tensor], **inputs: torch.Te
     if EXACT:
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     else:
-        assert (got - expected).norm() < 0.02 * expected.norm()
+        assert (got - expected).norm() < ROUNDING[pair.dtype] * expected.norm()
 
 
 def raw_pixels(pair: Pair, normalised: torch.Tensor, frames: int) -> torch.Tensor:

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from vllm.config import set_current_vllm_config
-from vllm.distributed import (
-    cleanup_dist_env_and_memory,
-    ensure_model_parallel_initialized,
-    init_distributed_environment,
-)
-from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.model_loader import get_model
-from vllm.utils.network_utils import get_open_port
 
 from tests.models.other_tools import TOOLS, write
 from tests.quant.cases import DATA, write_mindie
@@ -33,22 +24,6 @@ from vllm_glm41v_npu.models.convert import WeightError
 Load = Callable[..., nn.Module]
 Tensors = dict[str, torch.Tensor]
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def load() -> Iterator[Load]:
-    """From a folder to the network with its weights."""
-    init_distributed_environment(1, 0, f"tcp://127.0.0.1:{get_open_port()}", 0, "gloo")
-
-    def fill(folder: Path, dtype: str = "float32") -> nn.Module:
-        options = {"max_model_len": 512, "enforce_eager": True, "dtype": dtype}
-        config = EngineArgs(str(folder), **options).create_engine_config()
-        with set_current_vllm_config(config):
-            ensure_model_parallel_initialized(1, 1)
-            return get_model(vllm_config=config)
-
-    yield fill
-    cleanup_dist_env_and_memory()
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +141,10 @@ def test_a_tied_output_projection(
         del text["tie_word_embeddings"]
     network = load(changed(source, tmp_path / "tied", change, text_config=text, **top))
     assert network.language_model.lm_head is network.language_model.model.embed_tokens
+    hidden = torch.randn(5, 256, generator=torch.Generator().manual_seed(0))
+    embedding = load_file(source / "model.safetensors")[EMBEDDING]
+    with torch.inference_mode():
+        torch.testing.assert_close(network.compute_logits(hidden), hidden @ embedding.T)
 
 
 def test_an_output_projection_beside_tied_embeddings_is_refused(

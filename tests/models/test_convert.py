@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from vllm_glm41v_npu.checkpoint.names import HEAD, NEWER, network_name
 from vllm_glm41v_npu.models.convert import Layout, Named, WeightError, convert, fold_patch_embed
 from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 
 DATA = Path(__file__).parents[1] / "data" / "msmodelslim"
 LAYER = "language_model.model.layers.0."
@@ -63,9 +63,8 @@ def test_every_tensor_comes_out_once_in_its_layout(layout, source, naming) -> No
     tensors = dict(found)
     assert len(tensors) == len(found) == len(source) + 1  # the patch embedding becomes three
     downsample = source["model.visual.downsample.weight"]
-    pieces = fold_patch_embed(
-        *(source[f"model.{PATCH}proj.{part}"] for part in ("weight", "bias")), SETTINGS
-    )
+    weight, bias = (source[f"model.{PATCH}proj.{part}"] for part in ("weight", "bias"))
+    pieces = fold_patch_embed(weight, bias, SETTINGS)
     for name, tensor in source.items():
         here = network_name(name)
         if ".q_proj." in name or ".k_proj." in name:

@@ -24,7 +24,7 @@ from vllm.utils.network_utils import get_open_port
 
 from vllm_glm41v_npu.models.convert import WeightError, fold_patch_embed
 from vllm_glm41v_npu.models.weights import HF_TO_VLLM
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 
 SHAPES_FILE = Path(__file__).parents[1] / "data" / "parameter_shapes.txt"
 

@@ -6,7 +6,7 @@ Nothing but the config is needed: neither torch nor vLLM is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_glm41v_npu.checkpoint.names import (
@@ -86,7 +86,7 @@ def checkpoint_shapes(config) -> dict[str, Shape]:
     return shapes
 
 
-def part_shapes(shapes: dict[str, Shape]) -> dict[str, Shape]:
+def part_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Return the parts of each layer that the published checkpoint has fused.
 
     These are the decoder's gate and up projections; some trainers write them as two tensors.
@@ -94,7 +94,7 @@ def part_shapes(shapes: dict[str, Shape]) -> dict[str, Shape]:
     Args:
         shapes: As `checkpoint_shapes` returns them.
     """
-    found = {}
+    found: dict[str, Shape] = {}
     for name, (rows, *rest) in shapes.items():
         layer, suffix = split_name(name)
         parts = layer_parts(layer)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_glm41v_npu.checkpoint.folder import BadFile, Checkpoint, read_header
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 if TYPE_CHECKING:
     from vllm_glm41v_npu.checkpoint.description import Description
@@ -26,7 +26,7 @@ CHIP_DTYPE = "float16"
 
 
 class Codec(str, Enum):
-    """What writes the compressed stream."""
+    """The writer of the compressed stream."""
 
     portable = "portable"
     cann = "cann"
@@ -71,7 +71,7 @@ def compress(
 def run(
     source: Path, output: Path, tp_size: int, codec: str, encode: Encode, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the shards of `source` to `output`; the report, which is beside them too.
+    """Write the shards of `source` to `output`, and return the report, also written there.
 
     Raises:
         ValueError: `source` cannot be used, or `output` not be written.
@@ -101,7 +101,7 @@ def run(
 
 
 def _encoder(codec: Codec, cann_compressor: Path | None) -> tuple[str, Encode]:
-    """The codec's name in the record, and what encodes one weight."""
+    """Return the codec's name in the record, and its function that encodes one weight."""
     from vllm_glm41v_npu.quant.w8a8sc import cann, portable
     from vllm_glm41v_npu.quant.w8a8sc.record import CANN, PORTABLE
 
@@ -142,7 +142,7 @@ def shard_checkpoint(source: Path, config: Any, tp_size: int, sink: Sink) -> boo
     """
     from vllm_glm41v_npu.models.convert import Layout, convert
     from vllm_glm41v_npu.processing.grid import PatchGeometry
-    from vllm_glm41v_npu.processing.settings import ImageSettings
+    from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
     from vllm_glm41v_npu.quant.w8a8sc.ranks import share_out
     from vllm_glm41v_npu.quant.w8a8sc.sources import Tensors
 
@@ -156,10 +156,10 @@ def shard_checkpoint(source: Path, config: Any, tp_size: int, sink: Sink) -> boo
 
 
 def _entries(description: Description, norm_biases: bool) -> dict[str, Any]:
-    """Return the description's entries of what the shards hold.
+    """Return the description's entries for the tensors in the shards.
 
-    vllm-ascend gives every RMSNorm a bias where any norm has one, so that of the merger's
-    LayerNorm goes too, where the RMSNorms have none.
+    vllm-ascend gives every RMSNorm a bias where any name holds "norm.bias". So where the RMSNorms
+    have none, the entry of the merger's LayerNorm is left out too.
     """
     from vllm_glm41v_npu.checkpoint.names import is_norm_bias, plain_name
 
@@ -173,7 +173,7 @@ def _entries(description: Description, norm_biases: bool) -> dict[str, Any]:
 
 @contextmanager
 def progress(source: Path) -> Iterator[Callable[[Layer], None]]:
-    """A bar on the terminal; what it gives is called after each weight."""
+    """Show a bar on the terminal; yields a function to call after each weight."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -184,7 +184,7 @@ def progress(source: Path) -> Iterator[Callable[[Layer], None]]:
 
 
 def int8_bytes(source: Path) -> int:
-    """Bytes of the int8 matrices of all the weight files in a folder.
+    """Return the bytes of the int8 matrices in all weight files of a folder.
 
     Raises:
         ValueError: One cannot be read.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,7 +111,7 @@ def _run(request: Request) -> Report:
 
 
 def _table(report: Report) -> Table:
-    """One row a layer; of the outliers only where the type has some."""
+    """Return a table of one row a layer, with outliers where the type has some."""
     from rich import box
     from rich.table import Table
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the checkpoint, and of whether it fits this machine."""
+"""Checks of the checkpoint, and of its fit to this machine."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ FOR_WEIGHTS = 0.8
 
 
 def model(context: Context) -> Iterator[Finding]:
-    """Where the checkpoint is."""
+    """Name the place of the checkpoint."""
     if context.located is not None:
         yield context.located[1]
 
 
 def config_form(context: Context) -> Iterator[Finding]:
-    """Which of the three forms config.json has, and what this package's reader says of it."""
+    """Name the form of config.json, one of three, and check that this package reads it."""
     checkpoint = context.checkpoint
     if checkpoint is None:
         return
@@ -60,7 +60,7 @@ def config_form(context: Context) -> Iterator[Finding]:
     if "refused" in answer:
         yield fail("config.json", form, answer["refused"])
     elif "error" in answer:
-        yield warn("config.json", f"{form}; not checked: {answer['error']}", "Mend that first.")
+        yield warn("config.json", f"{form}; not checked: {answer['error']}", "Fix that first.")
     else:
         yield ok("config.json", form)
 
@@ -74,7 +74,7 @@ def _form(checkpoint: Checkpoint) -> str:
 
 
 def weights(context: Context) -> Iterator[Finding]:
-    """Whether all weight files are there and whole, and how they name the tensors."""
+    """Check that all weight files are there and whole, and name the naming of their tensors."""
     checkpoint = context.checkpoint
     if checkpoint is None or checkpoint.config is None:
         return
@@ -116,7 +116,7 @@ def _naming(checkpoint: Checkpoint) -> str | None:
 
 
 def companions(context: Context) -> Iterator[Finding]:
-    """The files beside the weights: tokenizer, its ids, picture processor and chat template."""
+    """Check the files beside the weights: tokenizer, token ids, processors, chat template."""
     checkpoint = context.checkpoint
     if checkpoint is None or checkpoint.config is None:
         return
@@ -145,7 +145,7 @@ def _auto_dtype(checkpoint: Checkpoint, backend: Backend) -> str:
 
 
 def dtype(context: Context) -> Iterator[Finding]:
-    """The dtype to run in."""
+    """Check that the dtype to run in suits the backend and the checkpoint's scales."""
     checkpoint, backend = context.checkpoint, context.backend
     if backend is None:
         yield skip("dtype", "depends on the platform, which is not known")
@@ -168,7 +168,7 @@ def dtype(context: Context) -> Iterator[Finding]:
 
 
 def memory(context: Context) -> Iterator[Finding]:
-    """Whether the weights fit, in the dtype they run in."""
+    """Check that the weights fit the memory, in the dtype they run in."""
     checkpoint, backend = context.checkpoint, context.backend
     if checkpoint is None or not checkpoint.tensors or checkpoint.bad_files:
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table that `npu-smi info` prints."""
+"""Parser of the table that `npu-smi info` prints."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Chip:
 
     @property
     def backend(self) -> Backend | None:
-        """What this package runs on such a chip, if anything."""
+        """The backend of this package for such a chip, or None."""
         name = self.name.removeprefix("Ascend")
         known = (row for row in CHIPS if row.npu_smi_name and name.startswith(row.npu_smi_name))
         return next(known, None)
 
 
 def parse(table: str) -> list[Chip]:
-    """The chips, in the order of their device ids."""
+    """Return the chips, in the order of their device ids."""
     lines = [line.strip() for line in table.splitlines()]
     chips = []
     for line, following in zip(lines, lines[1:], strict=False):

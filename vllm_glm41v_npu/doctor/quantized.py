@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of checkpoint it is: float, msModelSlim's, or another tool's."""
+"""Checks of the kind of checkpoint: float, msModelSlim's, or another tool's."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vllm_glm41v_npu.quant.w8a8sc.record import Record, ShardError
 
 
 def static_dtype(checkpoint: Checkpoint) -> str | None:
-    """The dtype that the deq_scale tensors were made for, if there are any and they agree."""
+    """Return the dtype that the deq_scale tensors were made for, if they are there and agree."""
     dtypes = _deq_scale_dtypes(checkpoint).keys()
     return DEQ_SCALE_DTYPES.get(next(iter(dtypes))) if len(dtypes) == 1 else None
 
 
 def checkpoint_type(context: Context) -> Iterator[Finding]:
-    """Float, or quantized by what."""
+    """Name the type: float, or quantized and by which tool."""
     checkpoint = context.checkpoint
     if checkpoint is None:
         return
@@ -69,7 +69,7 @@ def _whether_it_loads(
 
 
 def _whether_shards_load(folder: Path, found: str, backend: Backend) -> Finding:
-    """By their record; the numbers in them are looked at when they are loaded."""
+    """Check shards by their record alone; their numbers are checked when they are loaded."""
     try:
         record = Record.read(folder)
         record.check_backend(backend)
@@ -80,7 +80,7 @@ def _whether_shards_load(folder: Path, found: str, backend: Backend) -> Finding:
 
 
 def _missing_tensors(checkpoint: Checkpoint, description: Description) -> Iterator[Finding]:
-    """Tensors of the description that no file has; W8A8SC's files name them as vLLM does."""
+    """Check for tensors of the description that no file has; W8A8SC's files use vLLM's names."""
     if description.kind == COMPRESSED or checkpoint.bad_files or not checkpoint.tensors:
         return
     missing = sorted(description.on_disk.keys() - checkpoint.tensors.keys())
@@ -94,7 +94,7 @@ def _missing_tensors(checkpoint: Checkpoint, description: Description) -> Iterat
 
 
 def _deq_scales(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Whether all deq_scale tensors are of one dtype, and of a known one."""
+    """Check that all deq_scale tensors have one dtype, and a known one."""
     counts = _deq_scale_dtypes(checkpoint)
     if not counts:
         return

@@ -39,7 +39,7 @@ from vllm_glm41v_npu.checkpoint.shapes import Shape, checkpoint_shapes, head_siz
 from vllm_glm41v_npu.models.packed import LayoutError, reorder_channels
 from vllm_glm41v_npu.models.rope import deinterleave, rotary_dim
 from vllm_glm41v_npu.models.vision import PIXEL_OFFSET
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 
 PATCH_EMBED = f"{NETWORK.vision}patch_embed."
 DOWNSAMPLE = f"{NETWORK.vision}downsample.weight"

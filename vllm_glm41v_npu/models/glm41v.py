@@ -44,8 +44,8 @@ from vllm_glm41v_npu.processing.embeddings import PIXELS, Modality
 from vllm_glm41v_npu.processing.grid import PatchGeometry
 from vllm_glm41v_npu.processing.info import Glm41vDummyInputsBuilder, Glm41vProcessingInfo
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 from vllm_glm41v_npu.processing.prompt import PLACEHOLDER_TEXTS
-from vllm_glm41v_npu.processing.settings import ImageSettings
 
 PARTIAL_FORMATS = ("dummy", "sharded_state", "runai_streamer_sharded", "tensorizer")
 """Load formats that fill the parameters themselves: `load_weights` only gets later updates."""
