@@ -26,7 +26,7 @@ DECODER_LAYER = ((4096, 4608), (4096, 4096), (4096, 27392), (13696, 4096))  # K,
 
 @pytest.fixture(params=("tiles", "parts", "PyTorch's product"))
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each way to multiply many tokens, where the CPU has it: parts of any size, some at a time."""
+    """Each way to multiply many tokens that the CPU has: parts of any size, some at a time."""
     if request.param in ("tiles", "parts"):
         monkeypatch.setattr(ops, "multiplies_in_full", lambda: False)
         monkeypatch.setattr(ops, "_parts_pay", lambda *sizes: request.param == "parts")
@@ -52,7 +52,7 @@ def samples(rows: int, columns: int) -> dict[str, Tensor]:
 
 
 def few_outliers(weight: Tensor) -> Tensor:
-    """As in W8A8S: within 4 bits but for 1 in 50."""
+    """A weight like W8A8S's: 1 in 50 values does not fit 4 bits."""
     generator = torch.Generator().manual_seed(weight.numel())
     return torch.where(torch.rand(weight.shape, generator=generator) < 0.02, weight, weight // 16)
 
@@ -151,7 +151,7 @@ def test_views_are_read_by_their_strides(way: str) -> None:
 
 @pytest.mark.parametrize("form", ("int8", "int4"))
 def test_threads_change_nothing(form: str, way: str) -> None:
-    """The same bits from one thread and from more threads than there are rows to share."""
+    """Guards against a result that depends on the threads, more than there are rows included."""
     weight, x = few_outliers(uniform(300, 1500)), uniform(33, 1500)
     packed, scale = pack_weight(weight, form), torch.rand(300)  # type: ignore[arg-type]
     before, results = torch.get_num_threads(), []
@@ -170,7 +170,7 @@ def test_threads_change_nothing(form: str, way: str) -> None:
     st.integers(1, 20), st.integers(1, 2100), st.sampled_from((0.0, 0.01, 0.5)), st.integers(0, 99)
 )
 def test_unpacking_gives_the_weight_back(rows: int, columns: int, share: float, seed: int) -> None:
-    """Both forms keep every bit, whatever the shape and the share of outliers."""
+    """Guards every bit of both forms, whatever the shape and the share of outliers."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randint(-128, 128, (rows, columns), generator=generator, dtype=torch.int8)
     large = torch.rand(rows, columns, generator=generator) < share
@@ -267,7 +267,7 @@ def test_operators_are_registered_soundly(form: str) -> None:
 
 
 def test_runs_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where numba finds no directory to cache in, the code is compiled for the process."""
+    """Guards a machine without a directory to cache in: the code is compiled for the process."""
     asked = []
 
     def cfunc(signature: object, cache: bool = False, **options: bool):
@@ -305,7 +305,7 @@ print(json.dumps({
 
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86 only")
 def test_vllm_is_inexact_without_vnni() -> None:
-    """Why there are kernels here: with oneDNN held to AVX2, vLLM's saturates and ours does not."""
+    """Guards the reason for these kernels: with AVX2 alone vLLM's saturates and ours does not."""
     held = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "VLLM_PLUGINS": ""}
     command = [sys.executable, "-c", _SUBPROCESS]
     done = subprocess.run(

@@ -37,7 +37,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
 @pytest.fixture(scope="module")
 def load() -> Iterator[Load]:
-    """From a folder to the network with its weights."""
+    """Load the network with the weights of a folder."""
     init_distributed_environment(1, 0, f"tcp://127.0.0.1:{get_open_port()}", 0, "gloo")
 
     def fill(folder: Path, dtype: str = "float32") -> nn.Module:
