@@ -36,7 +36,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env env-ascend env-page env-docs env-suffix demo bench bench-quick docs dist check-dist test \
-	accuracy soak test-suffix test-page test-ascend test-in-tree test-npu lint format clean
+	test-all test-slow accuracy soak test-suffix test-page test-ascend test-in-tree test-npu lint \
+	format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,11 +100,17 @@ lint: env  ## ruff and mypy
 
 # Tests of the lane $(2) in the environment $(1): those of a file in one process, for they share
 # engines; then, alone, those whose own processes fill all cores.
-run_tests = $(1)/python -m pytest -m "$(2) and not ranks" -n $(JOBS) --dist loadfile || status=$$?; \
-	$(1)/python -m pytest -m "$(2) and ranks" || status=$$?
+run_tests = $(1)/python -m pytest -m "$(2) and not ranks and not slow" -n $(JOBS) --dist loadfile || status=$$?; \
+	$(1)/python -m pytest -m "$(2) and ranks and not slow" || status=$$?
 
-test: lint  ## lint, then every test that needs no NPU
+test: lint  ## lint, then every quick test that needs no NPU
 	@status=0; $(call run_tests,$(VENV),cpu); exit $$status
+
+test-slow: env  ## the tests that take minutes: each benchmark once, at its smallest
+	$(VENV)/python -m pytest -m slow
+
+test-all:  ## everything in full: .ci/run, test-slow, accuracy, test-in-tree (an hour or more)
+	.ci/run all
 
 # What vLLM's suffix decoding needs, in a folder of its own: .venv stays what its lock files say.
 .arctic/lib: requirements/arctic.lock | env
@@ -124,7 +131,7 @@ test-suffix: env-suffix  ## vLLM's suffix decoding, with arctic-inference built 
 	PYTHONPATH=.arctic/lib $(VENV)/python -m pytest -k suffix tests/decoding
 
 test-page: env-page  ## the chat page in a headless Chromium, if there is one
-	$(VENV_PAGE)/python -m pytest -rs tests/page
+	$(VENV_PAGE)/python -m pytest tests/page
 
 test-ascend: env-ascend  ## the end-to-end tests on an emulated Atlas A2 and 310P (CHIPS="A2 310P")
 	@status=0; for chip in $(CHIPS); do \

@@ -18,13 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
-from vllm.model_executor.models.utils import WeightsMapper
 
 from benchmarks.in_tree import write_layers
-from vllm_glm41v_npu.checkpoint.config import register_config
 from vllm_glm41v_npu.checkpoint.description import FLOAT
+from vllm_glm41v_npu.checkpoint.names import disk_name, split_name
 from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
-from vllm_glm41v_npu.models.weights import VLLM_TO_HF
+from vllm_glm41v_npu.processing.hf_config import register_config
 from vllm_glm41v_npu.quant.quantizer.arithmetic import input_scale
 from vllm_glm41v_npu.quant.quantizer.plan import W8A8S, make_plan
 from vllm_glm41v_npu.quant.quantizer.scheme import Layer, Settings
@@ -111,16 +110,15 @@ def dtype_of(kind: str) -> torch.dtype:
 
 def tensors(config: Any, kind: str) -> Iterator[tuple[str, Tensor, str]]:
     """Name on disk, value and type of everything that a checkpoint of this config holds."""
-    to_disk = WeightsMapper(orig_to_new_prefix=VLLM_TO_HF)
     quantized = () if kind == FLOAT else make_plan(config, ALSO_QUANTIZED).modules
     settings = Settings(kind, dtype_of(kind))
     noise = Noise(torch.randn(POOL).to(settings.dtype))
     numbers, deviation = integers(kind)
     whole, inputs = Noise(numbers), torch.tensor(INPUTS)
     scale = input_scale(-inputs, inputs, settings.dtype)
-    for vllm_name, shape in checkpoint_shapes(config).items():
-        name = to_disk.apply_list([vllm_name])[0]
-        layer, _, suffix = name.rpartition(".")
+    for network_name, shape in checkpoint_shapes(config).items():
+        name = disk_name(network_name)
+        layer, suffix = split_name(name)
         size = math.prod(shape[1:]) ** -0.5  # of a weight that keeps the size of its input
         if suffix == "weight" and layer in quantized:
             step = torch.full((shape[0], 1), size / deviation)

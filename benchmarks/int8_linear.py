@@ -197,6 +197,7 @@ def report_rows(figures: dict[str, dict[int, Figures]]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="few rounds, at most 16 tokens")
+    parser.add_argument("--tokens", type=int, nargs="+", help="1 and these numbers of tokens alone")
     parser.add_argument(
         "--avx2", action="store_true", help="as on a CPU that has no more than AVX2"
     )
@@ -209,6 +210,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     rounds = {1: 5, 4: 5, 16: 5} if options.quick else {1: 21, 4: 15, 16: 15, 128: 7, 512: 5}
+    if options.tokens:
+        rounds = {tokens: rounds[tokens] for tokens in rounds if tokens in {1, *options.tokens}}
     figures = {}
     for layer, (columns, rows) in SHAPES.items():
         figures[layer] = measure(columns, rows, rounds)

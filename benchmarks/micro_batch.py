@@ -71,7 +71,7 @@ class SlowLink:
             time.sleep(max(0.0, begin + delay * share.shape[0] - time.perf_counter()))
             return share
 
-        micro_batch.start_sum = Sum
+        micro_batch.start_all_reduce = Sum
         linear.tensor_model_parallel_all_reduce = sum_now
         self.get_model().micro_batch.fewest = fewest
         self.counts = counts

@@ -27,9 +27,9 @@ from benchmarks.report.results import Row, compare
 from benchmarks.results import add_json_option, machine, spread, write
 from vllm_glm41v_npu.processing.grid import PatchGeometry
 from vllm_glm41v_npu.processing.image import open_picture, picture_grid, process_picture, resize
-from vllm_glm41v_npu.processing.sampling import VideoSettings
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 from vllm_glm41v_npu.processing.video import DecodedVideo
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
 
 GEOMETRY = PatchGeometry()
 PICTURES = {"336 x 336": (336, 336), "1024 x 1024": (1024, 1024), "1080p": (1920, 1080)}

@@ -34,12 +34,14 @@ class Benchmark(NamedTuple):
 
     quick: its arguments with --quick; None where that leaves it out.
     full: its arguments otherwise.
+    smallest: its arguments for a test that it runs; its figures mean nothing.
     why_not: why --quick leaves it out.
     """
 
     name: str
     quick: str | None
     full: str = ""
+    smallest: str = ""
     why_not: str = ""
 
     def arguments(self, quick: bool) -> list[str]:
@@ -47,18 +49,52 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = (
-    Benchmark("preprocess", "--rounds 5", "--rounds 15"),
-    Benchmark("video_memory", "--seconds 20 --width 1280 --height 720"),
-    Benchmark("int8_linear", "--quick"),
-    Benchmark("parallel_decoding", "--rounds 2 --only copy", "--rounds 5"),
-    Benchmark("micro_batch", None, "", "two ranks need both cores for minutes"),
-    Benchmark("quantized_accuracy", "--count 10 --clips 10", "--count 300 --clips 200"),
-    Benchmark("repeated_picture", "--rounds 4", "--rounds 15"),
-    Benchmark("network", "--rounds 3 --tokens 9", "--rounds 7"),
-    Benchmark("serving", "--load 1 4 --prompts 16 --rounds 1", "--load 1 2 4 8 16 --rounds 3"),
-    Benchmark("startup", None, "--rounds 3", "six starts of vLLM a round; serving times one"),
-    Benchmark("in_tree", None, "--rounds 5", "two starts of vLLM a round; network times the same"),
-    Benchmark("mm_processor", None, "--rounds 3", "four starts of vLLM a round; as preprocess"),
+    Benchmark("preprocess", "--rounds 5", "--rounds 15", "--rounds 1"),
+    Benchmark(
+        "video_memory", "--seconds 20 --width 1280 --height 720", "", "--seconds 2 --width 320"
+    ),
+    Benchmark("int8_linear", "--quick", "", "--quick --tokens 1"),
+    Benchmark(
+        "parallel_decoding", "--rounds 2 --only copy", "--rounds 5", "--rounds 1 --only copy"
+    ),
+    Benchmark(
+        "micro_batch",
+        None,
+        "",
+        "--delays 0 --tokens 64 --rounds 1",
+        "two ranks need both cores for minutes",
+    ),
+    Benchmark(
+        "quantized_accuracy",
+        "--count 10 --clips 10",
+        "--count 300 --clips 200",
+        "--count 1 --clips 1",
+    ),
+    Benchmark("repeated_picture", "--rounds 4", "--rounds 15", "--rounds 1"),
+    Benchmark("network", "--rounds 3 --tokens 9", "--rounds 7", "--rounds 1 --tokens 2"),
+    Benchmark(
+        "serving",
+        "--load 1 4 --prompts 16 --rounds 1",
+        "--load 1 2 4 8 16 --rounds 3",
+        "--load 1 --prompts 1 --rounds 1",
+    ),
+    Benchmark(
+        "startup", None, "--rounds 3", "--rounds 1", "six starts of vLLM a round; serving times one"
+    ),
+    Benchmark(
+        "in_tree",
+        None,
+        "--rounds 5",
+        "--rounds 1 --repeats 2 --enforce-eager",
+        "two starts of vLLM a round; network times the same",
+    ),
+    Benchmark(
+        "mm_processor",
+        None,
+        "--rounds 3",
+        "--rounds 1 --prompts 2",
+        "four starts of vLLM a round; as preprocess",
+    ),
 )
 
 

@@ -52,7 +52,7 @@ def write_clip(path: Path, seconds: int, width: int, height: int) -> None:
 def ours(data: bytes) -> list[int]:
     from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
     from vllm_glm41v_npu.processing.grid import PatchGeometry
-    from vllm_glm41v_npu.processing.sampling import VideoSettings
+    from vllm_glm41v_npu.processing.video_settings import VideoSettings
 
     return list(EncodedVideo(data).process(VideoSettings(), PatchGeometry()).grid)
 

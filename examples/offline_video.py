@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask GLM-4.1V about video files without a server: what comes first, last, and at each second.
+"""Ask GLM-4.1V about video files without a server: the first number, the last, one at a second.
 
     python examples/offline_video.py [--model DIR] [--videos DIR] [--fps FPS]
 
@@ -17,14 +17,14 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 def question(moment: str) -> str:
-    """About "first", "last", or a number of seconds."""
+    """Return the question about "first", "last", or a number of seconds."""
     if moment.isdigit():
         return f"Which number is shown at second {moment}?"
     return f"Which number comes {moment}?"
 
 
 def message(video: Path, text: str) -> list[dict]:
-    """One user message: the video, then the question."""
+    """Return one user message: the video, then the question."""
     parts = [
         {"type": "video_url", "video_url": {"url": video.resolve().as_uri()}},
         {"type": "text", "text": text},

@@ -3,8 +3,8 @@
 # MindIE's run_pa.sh for this model, with its arguments in its order:
 #   run_pa.sh [--trust_remote_code] --model_path MODEL --image_path FOLDER \
 #     [MAX_BATCH_SIZE=1] [MAX_INPUT_LENGTH=3000] [MAX_OUTPUT_LENGTH=256]
-# As many devices are used as ASCEND_RT_VISIBLE_DEVICES names (one where it is not set); what else
-# MindIE reads from the environment has no meaning here. PROMPT is the question.
+# It uses as many devices as ASCEND_RT_VISIBLE_DEVICES names (one if it is not set); other variables
+# that MindIE reads have no meaning here. PROMPT is the question.
 set -euo pipefail
 usage="usage: $0 [--trust_remote_code] --model_path MODEL --image_path FOLDER \
 [max_batch_size=1] [max_input_length=3000] [max_output_length=256]"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -49,7 +50,31 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def written_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a folder by its name unless another process of this run has; returns it.
+
+    The folder that `write` is given is not there yet. Nobody may change what it has written.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared = shared / "checkpoints"
+    shared.mkdir(exist_ok=True)
+
+    def ensure(name: str, write: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                partial = shared / f"{name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                write(partial)
+                partial.rename(folder)
+        return folder
+
+    return ensure
+
+
+@pytest.fixture(scope="session")
+def checkpoint(written_once: Callable[..., Path]) -> Callable[[str], Path]:
     """The folder of a checkpoint by its name: "tiny", or a random one's, written when first asked.
 
     On Ascend, "tiny" has the head size that its kernels take, and computes the same.
@@ -58,27 +83,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     from tests.lane import ON_CPU
     from tests.widen import write_wide_tiny
 
-    @functools.cache
+    shapes = {shape.name: shape for shape in (*SHAPES, *CHIP_SHAPES, COMPRESSED_SHAPE)}
+
     def write(name: str) -> Path:
         if name == "tiny":
-            return TINY if ON_CPU else write_wide_tiny(tmp_path_factory.mktemp("wide") / "tiny")
-        shapes = (*SHAPES, *CHIP_SHAPES, COMPRESSED_SHAPE)
-        shape = next(shape for shape in shapes if shape.name == name)
-        return write_checkpoint(shape, tmp_path_factory.mktemp(name))
+            return TINY if ON_CPU else written_once("wide-tiny", write_wide_tiny)
+        return written_once(name, lambda folder: write_checkpoint(shapes[name], folder))
 
-    return write
+    return functools.cache(write)
 
 
 @pytest.fixture(scope="session")
 def quantized(
-    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Callable[[str], Path], written_once: Callable[..., Path]
 ) -> Callable[..., Path]:
     """The folder of a quantized checkpoint by type, name of the float one, and dtype."""
     from tests.quant.making import write_quantized
 
-    @functools.cache
     def write(kind: str, name: str = "tiny", dtype: str = "float16") -> Path:
-        folder = tmp_path_factory.mktemp("quantized") / f"{name}-{kind}-{dtype}"
-        return write_quantized(checkpoint(name), folder, kind, dtype)
+        source = checkpoint(name)
+        return written_once(
+            f"{name}-{kind}-{dtype}", lambda folder: write_quantized(source, folder, kind, dtype)
+        )
 
-    return write
+    return functools.cache(write)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The READMEs and the pages of docs/: their parts, and the shell commands that they show."""
+"""Parts of the READMEs and of the pages of docs/, and the shell commands that they show."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHELL = ("bash", "console", "sh", "shell")
 OTHER = ("json", "python", "text")
 INLINE = re.compile(r"`((?:\.venv/bin/)?(?:glm41v|make|pip|pytest|python|vllm) [^`]+)`")
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SEPARATORS = ("&&", "||", "|", ";", "\n")
 
 
 @cache
 def serve_parser() -> argparse.ArgumentParser:
-    """vLLM's own of `vllm serve`; making it takes some seconds."""
+    """Return vLLM's own parser of `vllm serve`; making it takes some seconds."""
     from vllm.entrypoints.openai.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -36,7 +37,7 @@ def serve_parser() -> argparse.ArgumentParser:
 
 
 class Command(NamedTuple):
-    """One simple command: `words` without variables before it, and what stands on its stdin."""
+    """One simple command: its words without variables before it, and its standard input."""
 
     words: list[str]
     stdin: str = ""
@@ -46,19 +47,19 @@ class Command(NamedTuple):
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """(kind, text) of each fenced block of a page."""
+    """Return (kind, text) of each fenced block of a page."""
     return BLOCK.findall(page.read_text())
 
 
 def outline(page: Path) -> list[str]:
-    """What begins each heading, row of a table, block and item of a list, in order."""
+    """Return the first characters of each heading, table row, block and list item, in order."""
     text = BLOCK.sub("```", page.read_text())
     found = (re.match(r"#+ |\||```|- ", line) for line in text.splitlines())
     return [kind.group() for kind in found if kind]
 
 
 def shell_blocks(page: Path) -> list[str]:
-    """Those that are to be typed; of a console, what follows its prompt."""
+    """Return the blocks of shell commands; of a console, the lines after its prompt."""
     found = []
     for kind, text in blocks(page):
         if kind == "console":
@@ -69,13 +70,13 @@ def shell_blocks(page: Path) -> list[str]:
 
 
 def inline_commands(page: Path) -> list[Command]:
-    """Those within a paragraph or a table."""
+    """Return the commands within a paragraph or a table."""
     found = INLINE.findall(BLOCK.sub("", page.read_text()))
     return [command for text in found for command in commands(text)]
 
 
 def commands(text: str) -> Iterator[Command]:
-    """The simple commands of a piece of shell; arrays and functions count as one each."""
+    """Yield the simple commands of a piece of shell; an array or a function counts as one."""
     lines = iter(text.replace("\\\n", " ").splitlines())
     for line in lines:
         while not _is_whole(line):
@@ -92,7 +93,7 @@ def commands(text: str) -> Iterator[Command]:
 
 
 def _is_whole(line: str) -> bool:
-    """Whether no quote and no array is open at its end."""
+    """Return True where no quote and no array is open at the end of a line."""
     try:
         shlex.split(line, comments=True)
     except ValueError:
@@ -101,7 +102,7 @@ def _is_whole(line: str) -> bool:
 
 
 def _simple(line: str) -> Iterator[list[str]]:
-    """Between the separators, without assignments before the command."""
+    """Yield the words between separators, without assignments before the command."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
     lexer.whitespace_split = True
     for separator, group in groupby(lexer, lambda word: word in SEPARATORS):

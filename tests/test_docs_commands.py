@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command that the documentation shows: run where that is cheap, otherwise parsed by what
-would run it.
+"""Runs every command that the documentation shows, or has its own program parse it where that is
+cheaper.
 
 An engine is not started here: tests/test_cli.py, tests/offline and tests/end_to_end do that with
 the commands `ask`, `run` and `serve`.
@@ -30,6 +30,7 @@ from tests.doc_pages import (
     PAGES,
     ROOT,
     SHELL,
+    TARGETS,
     Command,
     blocks,
     commands,
@@ -41,7 +42,6 @@ from tests.doc_pages import (
 from tests.serving.test_serve import SEED
 from vllm_glm41v_npu.cli import app
 
-TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 HARDWARE = {
     "cat",
     "docker",
@@ -55,9 +55,9 @@ HARDWARE = {
     "sed",
     "source",
 }
-"""Of a machine with an NPU, docker or another's repository: their syntax alone is looked at."""
+"""Commands for a machine with an NPU or docker: only their syntax is checked."""
 ELSEWHERE = {"apt", "ray"}
-"""Of the system, or of .venv-ascend alone: likewise."""
+"""Commands of the system or of .venv-ascend: likewise."""
 PARSE_PIP = """
 import json, sys
 from pip._internal.commands import create_command
@@ -72,7 +72,7 @@ def name_of(page: Path) -> str:
 
 
 class Parsed(Exception):
-    """A program has understood its arguments."""
+    """A program has parsed its arguments."""
 
 
 def check_vllm(words: list[str]) -> None:
@@ -85,7 +85,7 @@ def check_vllm(words: list[str]) -> None:
 
 
 def check_glm41v(words: list[str]) -> None:
-    """Its own parser takes it; `serve` and `plan` are run, since they need no engine."""
+    """Have its own parser take it; run `serve` and `plan`, which need no engine."""
     group: Any = typer.main.get_command(app)
     with typer.Context(group) as context:
         name, command, arguments = group.resolve_command(context, words[1:])
@@ -101,7 +101,7 @@ def check_glm41v(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    """The module or file exists, and its argparse takes the arguments."""
+    """Check that the module or file exists, and that its argparse takes the arguments."""
     if words[1:3] == ["-m", "pytest"]:
         check_pytest(words[2:])
         return
@@ -152,7 +152,7 @@ def check_script(words: list[str]) -> None:
 
 
 def check_curl(words: list[str], stdin: str) -> None:
-    """Its body is JSON, once the shell has put in the files."""
+    """Check that its body is JSON, without the files that the shell puts in."""
     body = words[words.index("-d") + 1]
     body = stdin if body == "@-" else body
     asked = json.loads(re.sub(r"\$\([^)]*\)", "", body))
@@ -160,7 +160,7 @@ def check_curl(words: list[str], stdin: str) -> None:
 
 
 def check_in_container(words: list[str]) -> None:
-    """What runs in it: `vllm serve`, unless another entry point is named."""
+    """Check what runs in a container: `vllm serve`, unless another entry point is named."""
     end = next(n for n, word in enumerate(words) if word == "$image" or word.startswith("glm41v:"))
     inner = words[end + 1 :]
     if "--entrypoint" in words:
@@ -182,9 +182,9 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
 
 
 def check(command: Command) -> None:
-    """Fail where it would not do, and where nobody knows what it is."""
+    """Fail where the command would fail, or is not known."""
     words = command.words
-    program = words[0].removeprefix(".venv/bin/")
+    program = re.sub(r"^\.venv(-ascend)?/bin/", "", words[0])
     if program == "curl":
         check_curl(words, command.stdin)
     elif words[:2] == ["docker", "run"]:
@@ -202,7 +202,7 @@ def check(command: Command) -> None:
 
 @pytest.fixture(autouse=True)
 def files_that_commands_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with them, in which the commands are."""
+    """Work in a folder with the files that commands name."""
     (tmp_path / "config.json").write_text(json.dumps(SEED))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))

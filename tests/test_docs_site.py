@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What mkdocs.yml's hooks make of the pages, and what the pages say of the code.
+"""The hooks of mkdocs.yml, and facts in the pages that the code can confirm.
 
-That every link of the built site leads somewhere is checked by `make docs`.
+`make docs` checks that every link of the built site leads somewhere.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.doc_pages import ROOT
+from tests.doc_pages import PAGES, ROOT
+from tests.test_architecture import TREES, floor, inner, room
 from tools import docs_site
 from vllm_glm41v_npu.serving.mindie.config import CHECKED, TRANSLATED, WITHOUT_MEANING
 
@@ -35,15 +37,6 @@ def test_no_translation_is_left_over() -> None:
     table = docs_site.mindie_keys("en")
     words = json.loads(docs_site.WORDS_IN_CHINESE.read_text())
     assert [word for word in words if word not in table] == []
-
-
-@pytest.mark.parametrize(("page", "readme"), [("features", "README"), ("features.zh", "README.zh")])
-def test_features_are_those_of_the_readme(page: str, readme: str) -> None:
-    """Guards against a table of features without its rows."""
-    text = docs_site.page_markdown((DOCS / f"{page}.md").read_text(), "en")
-    rows = [row for row in (ROOT / f"{readme}.md").read_text().splitlines() if "`tests/" in row]
-    assert len(rows) > 30
-    assert [row for row in rows if row.startswith("|") and row not in text.splitlines()] == []
 
 
 def test_links_are_those_of_the_site() -> None:
@@ -84,7 +77,7 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
 
 
 def quoted_errors(page: str) -> list[str]:
-    """The first column of the tables of a page, between backticks."""
+    """Return the texts between backticks in the first column of the tables of a page."""
     return re.findall(r"^\| `([^`]+)` \|", (DOCS / page).read_text(), re.MULTILINE)
 
 
@@ -97,3 +90,57 @@ def test_errors_are_quoted_as_they_are() -> None:
     assert len(quoted) > 30
     assert [sentence for sentence in quoted if sentence not in code] == []
     assert quoted_errors("troubleshooting.zh.md") == quoted
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    """Guards against dead links without building the site."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        headings = re.findall(r"^#+ .*$", path.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in map(docs_site.slug, headings), target
+
+
+MADE_UP = {"NAME", "_a3"}
+"""Parts of names that stand for the reader's own."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_pages_name_exist(page: Path) -> None:
+    """Guards against pages that name a module or a test that was moved or removed."""
+    found = re.findall(
+        r"`((?:vllm_glm41v_npu|npu_emulator|tests|tools|benchmarks|docker|examples)/[\w/.-]+)`",
+        page.read_text(),
+    )
+    named = {name for name in found if not any(part in name for part in MADE_UP)}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "architecture.zh.md"])
+def test_rooms_and_floors_are_those_of_the_package(page: str) -> None:
+    """Guards against a room without a row, a wrong floor, and importers that do not import."""
+    importers: dict[str, set[str]] = {}
+    for module in TREES:
+        for other in inner(module):
+            importers.setdefault(room(other), set()).add(room(module))
+    rows = re.findall(
+        r"^\| (\d) \| ([^|]+) \| [^|]+ \| ([^|]+) \|$", (DOCS / page).read_text(), re.M
+    )
+    described = []
+    for number, names, by in rows:
+        rooms = re.findall(r"`(\w+)`", names)
+        described += [(name, int(number) - 1) for name in rooms]
+        known = set().union(*(importers.get(name, set()) for name in rooms))
+        named = {name for name in re.findall(r"`(\w+)`", by) if name in importers}
+        assert named - {"backends"} <= known, names
+    assert sorted(described) == sorted((name, floor(name)) for name in {*map(room, TREES)} - {""})
+
+
+@pytest.mark.parametrize("page", ["extend.md", "extend.zh.md"])
+def test_a_task_needs_three_files(page: str) -> None:
+    """Guards against a house in which a small change goes through many rooms."""
+    tasks = (DOCS / page).read_text().split("\n## ")[1:]
+    assert [len(re.findall(r"^\d\. ", task, re.MULTILINE)) for task in tasks] == [3] * 5

@@ -7,15 +7,17 @@ import json
 import logging
 import types
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from transformers import PretrainedConfig
 
 from tests.checkpoints import TINY, link_tiny
-from vllm_glm41v_npu import dtype, plugin
 from vllm_glm41v_npu.backends import ATLAS_310P, CPU, Backend
-from vllm_glm41v_npu.checks import check_settings
+from vllm_glm41v_npu.checks import check_dtype, register_checks
+from vllm_glm41v_npu.family import ARCHITECTURE
+from vllm_glm41v_npu.patches import auto_dtype
 
 AVX2 = replace(CPU, auto_dtype="float32")
 QUANTIZED = {"quantization_config": {"quant_method": "awq"}}
@@ -30,11 +32,12 @@ def choose_dtype(monkeypatch):
     verify = model_config._get_and_verify_dtype
     original = getattr(verify, "__wrapped__", verify)
     monkeypatch.setattr(model_config, "_get_and_verify_dtype", original)
-    monkeypatch.setitem(MODELS_CONFIG_MAP, plugin.ARCHITECTURE, None)
+    monkeypatch.setitem(MODELS_CONFIG_MAP, ARCHITECTURE, None)
 
     def choose(backend: Backend):
-        dtype.choose_dtype.__wrapped__(backend, plugin.MODEL_TYPE)
-        check_settings.__wrapped__(backend, plugin.ARCHITECTURE)
+        monkeypatch.setattr(auto_dtype, "current_backend", lambda: backend)
+        auto_dtype.apply()
+        register_checks(ARCHITECTURE, [partial(check_dtype, backend=backend)], [])
 
         def resolve(name: str, model_type="glm4v", **keys) -> torch.dtype:
             config = PretrainedConfig(dtype=torch.bfloat16, **keys)
@@ -42,7 +45,7 @@ def choose_dtype(monkeypatch):
             verify = model_config._get_and_verify_dtype
             return verify("", config, name, is_pooling_model=False)
 
-        return resolve, MODELS_CONFIG_MAP[plugin.ARCHITECTURE]
+        return resolve, MODELS_CONFIG_MAP[ARCHITECTURE]
 
     return choose
 
@@ -88,9 +91,10 @@ def test_vllm_that_decides_elsewhere_is_said(choose_dtype, monkeypatch, caplog):
     from vllm.config import model as model_config
 
     monkeypatch.delattr(model_config, "_get_and_verify_dtype")
-    monkeypatch.setattr(dtype.logger, "parent", logging.getLogger())
-    caplog.set_level(logging.INFO, dtype.logger.name)  # whatever it was when first asked
-    dtype.choose_dtype.__wrapped__(AVX2, plugin.MODEL_TYPE)
+    monkeypatch.setattr(auto_dtype, "current_backend", lambda: AVX2)
+    monkeypatch.setattr(auto_dtype.logger, "parent", logging.getLogger())
+    caplog.set_level(logging.INFO, auto_dtype.logger.name)  # whatever it was when first asked
+    auto_dtype.apply()
     assert "name --dtype float32" in caplog.text
 
 

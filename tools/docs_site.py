@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks of mkdocs.yml: what a page of the site takes from elsewhere in this repository.
+"""Hooks of mkdocs.yml: turn the pages of docs/ into pages of the site.
 
-A page is read here and on the site, so its links are those of the repository. For the site
+A page is read in the repository too, so its links are those of the repository. On the site
 
-    <!-- include: README.md#what-works -->     is that section, or without #... that file
-    <!-- mindie-keys -->                       is a table of MindIE's keys, made from the code
+    <!-- include: README.md#install -->        becomes that section, or without #... that file
+    <!-- mindie-keys -->                       becomes a table of MindIE's keys, made from the code
 
 and links lead to pages in the reader's language. A link that leads to nothing stops the build.
 """
@@ -23,15 +23,13 @@ DOCS = ROOT / "docs"
 WORDS_IN_CHINESE = Path(__file__).with_suffix(".zh.json")
 
 PAGES = {
-    "README.md#install-and-try-on-a-cpu": "install.md",
+    "README.md#install": "install.md",
     "README.md#serve": "index.md#serve",
     "README.md#服务": "index.md#服务",
-    "README.md#what-works": "features.md",
-    "README.md#哪些可用": "features.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }
-"""Which page has what a file outside of docs/ has; files that have none are named, not linked."""
+"""File or section outside of docs/ to its page; other files are named and not linked."""
 
 LANGUAGE_LINK = re.compile(r"^\[(中文|English)\]\([^)]*\)\n+", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
@@ -42,30 +40,34 @@ INCLUDE = re.compile(r"^<!-- include: ([^\s#]+)(?:#(\S+))? -->$", re.MULTILINE)
 
 
 class DocsError(ValueError):
-    """A page that names what is not there."""
+    """A page names a file or a section that does not exist."""
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """What mkdocs calls for each page, in each language."""
+    """Return the Markdown of a page for the site; mkdocs calls it for each page and language."""
     return page_markdown(markdown, "zh" if page.file.locale == "zh" else "en")
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
-    """What mkdocs calls for the HTML of each page; nothing in it may come from another host."""
+    """Return the HTML of a page unchanged, if it loads nothing from another host.
+
+    Raises:
+        DocsError: It would.
+    """
     if found := FETCHED.search(output):
         raise DocsError(f"{page.file.src_uri} would fetch something, by {found[0]!r}.")
     return output
 
 
 def page_markdown(markdown: str, language: str) -> str:
-    """A page of docs/ as the site has it."""
+    """Return a page of docs/ as the site has it."""
     markdown = with_site_links(markdown, DOCS)
     markdown = INCLUDE.sub(lambda found: included(found[1], found[2]), markdown)
     return markdown.replace("<!-- mindie-keys -->", mindie_keys(language))
 
 
 def included(name: str, anchor: str | None) -> str:
-    """A file of this repository without its heading, or the section `anchor` of it."""
+    """Return a file of this repository, or its section `anchor`, without the heading."""
     path = ROOT / name
     text = path.read_text()
     if anchor:
@@ -79,12 +81,12 @@ def included(name: str, anchor: str | None) -> str:
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, on the site as where the repository is read."""
+    """Return the anchor of a heading, which is the same on the site and in the repository."""
     return re.sub(r"[^\w -]", "", heading.lstrip("# ").lower()).replace(" ", "-")
 
 
 def with_site_links(markdown: str, folder: Path) -> str:
-    """`markdown` of a file in `folder` with the links of the site, which chooses the language."""
+    """Return Markdown of a file in `folder` with links for the site, which chooses the language."""
 
     def linked(found: re.Match[str]) -> str:
         text, target = found.groups()
@@ -106,7 +108,7 @@ def with_site_links(markdown: str, folder: Path) -> str:
 
 
 def mindie_keys(language: str) -> str:
-    """Tables of every key of MindIE's config.json, and what `glm41v serve --config` makes of it."""
+    """Return tables of every key of MindIE's config.json with its meaning for `glm41v serve`."""
     words = json.loads(WORDS_IN_CHINESE.read_text()) if language == "zh" else {}
 
     def said(text: str) -> str:

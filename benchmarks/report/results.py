@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark found: the one format of the files that `python -m benchmarks.run` writes."""
+"""Results of a benchmark: the one format of the files that `python -m benchmarks.run` writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 FORMAT: Literal["glm41v-benchmark/1"] = "glm41v-benchmark/1"
 FLOOR = "floor"
-"""The peer that is no program: the least time that the machine could take."""
+"""The name of a peer that is no program: the least time that the machine could take."""
 
 WANTED = "a folder of files that `python -m benchmarks.run` wrote"
 
@@ -22,7 +22,7 @@ class ResultsError(ValueError):
 
 
 class Record(BaseModel):
-    """What all of these have in common: nothing may be in a file that is not named here."""
+    """The base of these models: a file may hold nothing that they do not name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -78,14 +78,14 @@ class Row(Record):
 
 
 class Missing(Record):
-    """What was not measured, and why."""
+    """A case that was not measured, and the reason."""
 
     what: str
     why: str
 
 
 class Machine(Record):
-    """Where it ran. `device` is the NPU's name, or CPU."""
+    """The machine that it ran on. `device` is the NPU's name, or CPU."""
 
     cpu: str
     cores: int
@@ -95,7 +95,7 @@ class Machine(Record):
 
 
 class Result(Record):
-    """One benchmark: what it was, where and how it ran, and what it found.
+    """One benchmark: its subject, machine, command and results.
 
     seconds: how long it took.
     why: nothing was measured: the last lines of one that failed, or why it was left out.
@@ -130,7 +130,7 @@ def compare(
     load: tuple[float, str] | None = None,
     type: str | None = None,
 ) -> Row:
-    """A row of figures, one a round; what both sides have is compared round by round.
+    """Return a row of figures, one a round; both sides are compared round by round.
 
     There is no gain over nothing: where a round would divide by zero.
 
@@ -158,7 +158,7 @@ def compare(
 
 
 def read(folder: Path) -> list[Result]:
-    """Every result in a folder, in the order of the files' names.
+    """Return every result in a folder, in the order of the files' names.
 
     Raises:
         ResultsError: The folder has none, or a file that is something else.
@@ -172,7 +172,7 @@ def read(folder: Path) -> list[Result]:
 
 
 def read_file(file: Path) -> Result:
-    """One result; raises ResultsError where the file is something else."""
+    """Return one result; raise ResultsError where the file is something else."""
     try:
         return Result.model_validate_json(file.read_bytes())
     except ValidationError as error:

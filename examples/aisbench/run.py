@@ -36,7 +36,7 @@ TASKS = {
     "accuracy": ("vllm_api_general_chat", "all"),
     "perf": ("vllm_api_stream_chat", "perf"),
 }
-"""Of AISBench: the configuration of the model, and the mode."""
+"""Task to AISBench's configuration of the model, and its mode."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def installed(venv: Path) -> Path:
-    """The command `ais_bench`, installed first where it is not there."""
+    """Return the command `ais_bench`; install it first where it is not there."""
     command = venv.absolute() / "bin" / "ais_bench"
     if not command.exists():
         print(f"Installing AISBench, with a PyTorch of its own, into {venv}: some minutes.")
@@ -104,7 +104,7 @@ def installed(venv: Path) -> Path:
 
 
 def write_configs(folder: Path, values: dict[str, object]) -> Path:
-    """AISBench's configurations with the values of this run; returns their folder."""
+    """Write AISBench's configurations with the values of this run; return their folder."""
     source = HERE / "configs"
     for template in source.rglob("*.py.in"):
         path = folder / template.relative_to(source).with_suffix("")
@@ -121,7 +121,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(model: str, port: int, log: Path, *options: str) -> Iterator[None]:
-    """`vllm serve` of this Python, until it answers, and stopped afterwards."""
+    """Start `vllm serve` of this Python, wait until it answers, and stop it afterwards."""
     command = [str(Path(sys.executable).parent / "vllm"), "serve", model, *options]
     command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "4096", "--limit-mm-per-prompt", '{"image": 1}']
@@ -147,7 +147,7 @@ def wait_until_healthy(process: subprocess.Popen, port: int, log: Path) -> None:
 
 
 def run_aisbench(ais_bench: Path, task: str, configs: Path, folder: Path) -> Path:
-    """Run it; returns the folder of its results."""
+    """Run AISBench; return the folder of its results."""
     model, mode = TASKS[task]
     command = [str(ais_bench), "--config-dir", str(configs), "--models", model, "--mode", mode]
     command += ["--datasets", "textvqa_gen_base64", "--debug", "-w", str(folder)]
@@ -157,7 +157,7 @@ def run_aisbench(ais_bench: Path, task: str, configs: Path, folder: Path) -> Pat
 
 
 def accuracy(results: Path) -> float:
-    """What AISBench's summary says."""
+    """Return the accuracy in AISBench's summary, in percent."""
     (summary,) = (results / "summary").glob("*.csv")
     (row,) = csv.DictReader(summary.read_text().splitlines())
     return float(row[f"{TASKS['accuracy'][0].replace('_', '-')}"])

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from PIL import Image
 
 SUFFIX = " Answer the question using a single word or phrase."
-"""What AISBench's configuration for TextVQA puts after each question.
+"""The sentence that AISBench's configuration for TextVQA puts after each question.
 
-The tiny checkpoint knows no such sentence, and reads worse after it.
+The tiny checkpoint was not trained on it, and reads worse after it.
 """
 
 PEOPLE = 10
@@ -61,7 +61,7 @@ def write_items(folder: Path, items: Sequence[Item]) -> Path:
 
 
 def read_items(questions: Path) -> list[Item]:
-    """What `write_items` wrote."""
+    """Return the items that `write_items` wrote."""
     annotations = json.loads((questions.parent / ANNOTATIONS).read_text())["annotations"]
     answers = {entry["question_id"]: entry["answers"][0]["answer"] for entry in annotations}
     lines = map(json.loads, questions.read_text().splitlines())
@@ -71,7 +71,7 @@ def read_items(questions: Path) -> list[Item]:
 
 
 def offline_accuracy(model: str, questions: Path, suffix: str, max_tokens: int) -> float:
-    """Percent of right answers without a server, of the same prompts, greedy."""
+    """Return the percentage of right answers to the same prompts without a server, greedy."""
     from vllm import LLM, SamplingParams
 
     from vllm_glm41v_npu.cli.ask import conversation

@@ -3,7 +3,7 @@
 # One engine over the NPUs of a Ray cluster:
 #   examples/ray/serve.sh MODEL [OPTION OF VLLM SERVE]...
 # .venv-ascend has Ray; elsewhere `pip install --no-deps ray==2.60.0 msgpack` beside vllm-ascend. Several
-# machines are joined first, by `ray start`; without that, vLLM starts a Ray of this machine alone,
+# machines are joined first with `ray start`; without that, vLLM starts a Ray for this machine only,
 # which ends with it. docs/scaling.md has the commands.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

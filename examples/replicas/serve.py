@@ -33,7 +33,7 @@ Processes = dict[str, "subprocess.Popen[bytes]"]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens at now."""
+    """Return ports of this machine that nobody listens at now."""
     sockets = [socket.create_server((LOCAL, 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -42,7 +42,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def start_replica(model: str, port: int, devices: str | None, extra: Sequence[str]):
-    """`vllm serve` on its own devices; None leaves them to it."""
+    """Start `vllm serve` on its own devices, or with None on those that vLLM chooses."""
     command = [program("vllm"), "serve", model, "--host", LOCAL, "--port", str(port), *extra]
     visible = {"ASCEND_RT_VISIBLE_DEVICES": devices} if devices else {}
     return subprocess.Popen(command, env=os.environ | visible)
@@ -66,7 +66,7 @@ def wait_until_healthy(replicas: Processes, ports: Sequence[int]) -> None:
 
 
 def nginx(host: str, port: int, ports: Sequence[int], folder: Path) -> list[str]:
-    """The command for a front that gives each request to the replica with the fewest."""
+    """Return the command of nginx, which gives each request to the replica with the fewest."""
     folder.chmod(0o755)  # nginx's workers are another user where it is started by root
     servers = "".join(f"server {LOCAL}:{each} max_fails=1 fail_timeout=10s; " for each in ports)
     template = Template(Path(__file__).with_name("nginx.conf").read_text())
@@ -76,7 +76,7 @@ def nginx(host: str, port: int, ports: Sequence[int], folder: Path) -> list[str]
 
 
 def router(host: str, port: int, ports: Sequence[int], folder: Path) -> list[str]:
-    """The command for vLLM's router: requests that begin alike go to the same replica's cache."""
+    """Return the command of vLLM's router: requests that begin alike go to the same replica."""
     urls = [f"http://{LOCAL}:{each}" for each in ports]
     command = [program("vllm-router"), "--host", host, "--port", str(port)]
     return [*command, "--policy", "cache_aware", "--worker-urls", *urls]
@@ -86,7 +86,7 @@ FRONTS = {"nginx": nginx, "vllm-router": router}
 
 
 def program(name: str) -> str:
-    """Where it is: beside this Python, or on the PATH."""
+    """Return the path of a program, beside this Python or on the PATH."""
     beside = str(Path(sys.executable).parent)
     path = os.pathsep.join((beside, os.environ.get("PATH", ""), "/usr/sbin"))
     found = shutil.which(name, path=path)

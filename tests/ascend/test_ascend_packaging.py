@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from tests.test_packaging import KNOWN_UNMET, pins, unmet
 from tools.build_env import ENVIRONMENTS
-from vllm_glm41v_npu.plugin import TESTED
+from vllm_glm41v_npu.versions import STABLE
 
 pytestmark = pytest.mark.ascend
 
@@ -105,7 +105,7 @@ def test_extra_brings_no_second_torch():
 def test_extra_takes_the_tested_release_alone():
     """Guards against pip choosing a vllm-ascend that the plugin then refuses."""
     (release,) = (r.specifier for r in ours() if r.name == "vllm-ascend")
-    tested = TESTED["vllm-ascend"]
+    tested = STABLE.vllm_ascend
     assert metadata.version("vllm-ascend") == tested
     major, minor, patch = (int(part) for part in tested.split("."))
     taken = [tested, f"{tested}.post1"]

@@ -76,6 +76,13 @@ def test_norms_stay_in_float_with_lora(emulated: None, monkeypatch: pytest.Monke
 
     with_lora = SimpleNamespace(lora_config=object())
     monkeypatch.setattr(norms, "get_current_vllm_config", lambda: with_lora)
-    norm = SimpleNamespace(weight=torch.ones(4).half())
-    norms.fuse_norms(SimpleNamespace(input_norms=(norm,)))
-    assert vars(norm).keys() == {"weight"}
+    asked: list[Any] = []
+    norm = SimpleNamespace(quantize_output=lambda *scales: asked.append(scales))
+    layer = SimpleNamespace(
+        input_norms=(norm,), aclnn_input_scale=torch.ones(4), aclnn_input_offset=torch.zeros(4)
+    )
+    norms.fuse_norms(layer)
+    assert not asked
+    with_lora.lora_config = None
+    norms.fuse_norms(layer)
+    assert len(asked) == 1

@@ -19,10 +19,10 @@ from npu_emulator.settings import CHIPS, current_chip
 from tests.ascend.sharded import save
 from tests.checkpoints import COMPRESSED_SHAPE
 from tests.quant.test_cann import stand_in
-from vllm_glm41v_npu.checkpoint.config import register_config
 from vllm_glm41v_npu.cli import app
-from vllm_glm41v_npu.quant.w8a8sc.ranks import shard_checkpoint
-from vllm_glm41v_npu.quant.w8a8sc.split import rank_bias
+from vllm_glm41v_npu.cli.compress import shard_checkpoint
+from vllm_glm41v_npu.processing.hf_config import register_config
+from vllm_glm41v_npu.quant.w8a8sc.ranks import rank_bias
 
 pytestmark = [
     pytest.mark.ascend,

@@ -11,7 +11,8 @@ import pytest
 from transformers import AutoConfig
 from transformers.models.glm4v.configuration_glm4v import Glm4vConfig as TransformersGlm4vConfig
 
-from vllm_glm41v_npu.checkpoint.config import ConfigError, Glm4vConfig, normalise, register_config
+from vllm_glm41v_npu.checkpoint.config import ConfigError, normalise
+from vllm_glm41v_npu.processing.hf_config import Glm4vConfig, register_config
 
 VISION = {
     "depth": 24,

@@ -10,17 +10,16 @@ import pytest
 
 from tests.quant.cases import DATA, write_mindie
 from vllm_glm41v_npu.checkpoint.description import DESCRIPTION, Description, DescriptionError
-from vllm_glm41v_npu.cpu.quant_config import AscendConfig
-from vllm_glm41v_npu.models.weights import vllm_name
+from vllm_glm41v_npu.cpu.quant_config import CpuModelSlimConfig
 
 TEXT = "language_model.model.layers.1."
 
 
 def described(**changed: str | None) -> Description:
-    """The fixture's, by vLLM's names, with other types; None leaves a tensor out."""
+    """Return the fixture's, with other types; None leaves a tensor out."""
     content = json.loads((DATA / "w8a8_bf16" / DESCRIPTION).read_text()) | changed
     content = {name: kind for name, kind in content.items() if kind is not None}
-    return Description.from_json(content).renamed(vllm_name)
+    return Description.from_json(content)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_older_names() -> None:
     content = json.loads((DATA / "w8a8_bf16" / DESCRIPTION).read_text())
     older = {name.replace("model.visual.", "visual."): kind for name, kind in content.items()}
     older = {name.replace(".language_model.", "."): kind for name, kind in older.items()}
-    assert Description.from_json(older).renamed(vllm_name).types == described().types
+    assert Description.from_json(older).types == described().types
 
 
 def test_parts_of_different_types() -> None:
@@ -91,7 +90,7 @@ def test_wrapped_norms_are_float() -> None:
     """Guards the form for MindIE, which gives a wrapped norm the type of the layer behind it."""
     found = Description.read(DATA / "w8a8_bf16_mindie")
     assert found is not None and found.kind == "W8A8"
-    assert found.renamed(vllm_name).types == described().types
+    assert found.types == described().types
 
 
 @pytest.mark.parametrize(
@@ -112,4 +111,4 @@ def test_bad_description(tmp_path: Path, text: str, message: str) -> None:
 def test_flag_without_a_description(tmp_path: Path) -> None:
     """Guards `--quantization ascend` on a float checkpoint."""
     with pytest.raises(DescriptionError, match="Leave --quantization out for a float checkpoint"):
-        AscendConfig().maybe_update_config(str(tmp_path))
+        CpuModelSlimConfig().maybe_update_config(str(tmp_path))

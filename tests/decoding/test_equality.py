@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hundred requests with parallel decoding and without: the same answers, some guessed.
+"""A hundred requests with parallel decoding and without: the same answers, some of them drafted.
 
 Blocks of some prompts come from the prefix cache, which is on unless it is left off.
 """
@@ -38,7 +38,7 @@ def requests() -> list[list[Message]]:
 
 
 def answers(kind: str | None) -> tuple[list[RequestOutput], int]:
-    """What the tiny model says, and how many guesses were right."""
+    """What the tiny model says, and how many draft tokens were right."""
     config = speculative_config(kind)
     with engine(TINY, speculative_config=config, disable_log_stats=False) as llm:
         return llm.chat(requests(), GREEDY, use_tqdm=False), accepted(llm) if kind else 0

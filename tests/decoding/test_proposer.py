@@ -26,7 +26,7 @@ def config(tokens: int = 15) -> Any:
 
 
 def step(proposer: MemoryProposer, *requests: tuple[list[int], int]) -> list[list[int]]:
-    """Guesses after a step, for texts of which so many tokens were sampled in it."""
+    """Draft tokens after a step, for texts of which so many tokens were sampled in it."""
     texts = np.full((len(requests) + 1, LENGTH), 99, np.int32)  # beyond a text, a row has anything
     for row, (text, _) in enumerate(requests):
         texts[row, : len(text)] = text
@@ -72,18 +72,18 @@ def test_a_prompt_that_is_not_through(proposer: MemoryProposer) -> None:
     assert seen(proposer) == 21
 
 
-def test_placeholders_are_no_guesses(proposer: MemoryProposer) -> None:
+def test_placeholders_are_no_drafts(proposer: MemoryProposer) -> None:
     """Guards pictures and videos: what follows one in the prompt is not the end of the text."""
     prompt = [5, 6, *[PICTURE] * 9, 7, 8, *[VIDEO] * 9, 9]
     assert step(proposer, ([*prompt, 6], 1)) == [[]]
     assert step(proposer, ([*prompt, 6, 7], 1)) == [[8]]
 
 
-def test_no_guess_beyond_the_longest_text(proposer: MemoryProposer) -> None:
-    """Guards the end: one token is sampled after the last guess."""
+def test_no_draft_beyond_the_longest_text(proposer: MemoryProposer) -> None:
+    """Guards the end: one token is sampled after the last draft token."""
     text = [*range(20), *range(20), *range(20)]
-    (guesses,) = step(proposer, ([*text, 0], 1))
-    assert len(guesses) == LENGTH - 61 - 1
+    (drafts,) = step(proposer, ([*text, 0], 1))
+    assert len(drafts) == LENGTH - 61 - 1
     assert step(proposer, ([*text, *range(4)], 1)) == [[]]
 
 
@@ -93,15 +93,15 @@ def test_memory_of_requests_is_bounded(proposer: MemoryProposer) -> None:
     assert len(proposer._known) == 8
 
 
-def test_dynamic_guesses_are_shorter() -> None:
-    """Guards that doubt ends a guess, and sooner where more requests share the step."""
+def test_dynamic_drafts_are_shorter() -> None:
+    """Guards that doubt ends a draft, and sooner where more requests share the step."""
     dynamic = MemoryProposer(config())
     assert step(dynamic, ([*PROMPT, 10, 11], 1)) == [
         [12, 13]
     ]  # each right by chances of a half, as long as nothing is learnt
     prompts = [list(range(start, start + 20)) for start in range(100, 200, 20)]
-    guesses = step(MemoryProposer(config()), *[([*p, *p[:2]], 1) for p in prompts])
-    assert guesses == [[p[2]] for p in prompts]
+    drafts = step(MemoryProposer(config()), *[([*p, *p[:2]], 1) for p in prompts])
+    assert drafts == [[p[2]] for p in prompts]
 
 
 def test_too_many_tokens() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trie: it counts what was there, forgets what is old, and guesses what comes again."""
+"""The trie: it counts what was there, forgets what is old, and drafts what comes again."""
 
 from __future__ import annotations
 
@@ -94,18 +94,18 @@ def test_pieces_make_the_same_trie(texts: list[list[int]], piece: int) -> None:
 
 @PATIENT
 @given(TEXTS, st.integers(0, 15), st.sampled_from([0.0, 0.3]))
-def test_guesses(texts: list[list[int]], limit: int, least: float) -> None:
-    """Guards the limit, that guesses were seen after their context, and that no picture is one."""
+def test_drafts(texts: list[list[int]], limit: int, least: float) -> None:
+    """Guards the limit, that drafts were seen after their context, and that no picture is one."""
     trie, text = learnt(texts), texts[-1]
-    guesses = trie.guess(ids(text), limit, least)
-    assert len(guesses) <= limit
-    assert guesses == learnt(texts).guess(ids(text), limit, least)  # nothing is left to chance
+    drafts = trie.draft(ids(text), limit, least)
+    assert len(drafts) <= limit
+    assert drafts == learnt(texts).draft(ids(text), limit, least)  # nothing is left to chance
     known = counts(trie)
-    for number, token in enumerate(guesses):
+    for number, token in enumerate(drafts):
         assert token != PICTURE
-        before = [*text, *guesses[:number]][-1:]
+        before = [*text, *drafts[:number]][-1:]
         assert any(run[-2:] == (*before, token) for run in known)
-    assert (trie.guess(ids(text), limit, 0.0))[: len(guesses)] == guesses
+    assert (trie.draft(ids(text), limit, 0.0))[: len(drafts)] == drafts
 
 
 @settings(deadline=None, max_examples=8)
@@ -119,7 +119,7 @@ def test_it_forgets_what_is_old(seed: int, vocabulary: int) -> None:
         trie.learn(text, 900, written=False)
         check_form(trie)
         # What was learnt last is there.
-        assert trie.guess(text[-40:-20], 5, 0.0) == text[-20:-15].tolist() or vocabulary < 100
+        assert trie.draft(text[-40:-20], 5, 0.0) == text[-20:-15].tolist() or vocabulary < 100
 
 
 def test_it_remembers_longer_than_it_forgets() -> None:
@@ -129,14 +129,28 @@ def test_it_remembers_longer_than_it_forgets() -> None:
     for _ in range(20):
         trie.learn(kept, 60, written=False)
         trie.learn(random.integers(0, 100_000, 300).astype(np.int32), 300, written=False)
-    assert trie.guess(kept[:10], 15, 0.0) == kept[10:25].tolist()
+    assert trie.draft(kept[:10], 15, 0.0) == kept[10:25].tolist()
+
+
+def test_it_forgets_half() -> None:
+    """Guards what was seen before the trie was full: the newer half of it stays."""
+    random, trie = np.random.default_rng(0), Trie(CAPACITY)
+    texts = [random.integers(0, 100_000, 100).astype(np.int32) for _ in range(11)]
+    for text in texts:
+        before = int(trie.state[0])
+        trie.learn(text, len(text), written=False)
+        if int(trie.state[0]) < before:
+            break
+    kept = [text for text in texts if trie.guess(text[:20], 5, 0.0) == text[20:25].tolist()]
+    assert before > CAPACITY // 4 and before // 3 < int(trie.state[0]) < before
+    assert len(kept) > 2 and all(text is not texts[0] for text in kept)
 
 
 def test_the_most_frequent_goes_first_and_then_the_newest() -> None:
     trie = learnt([[1, 2, 3], [1, 2, 3], [1, 2, 4]])
-    assert trie.guess(ids([1, 2]), 1, 0.0) == [3]
+    assert trie.draft(ids([1, 2]), 1, 0.0) == [3]
     trie.learn(ids([1, 2, 4]), 3, written=False)
-    assert trie.guess(ids([1, 2]), 1, 0.0) == [4]
+    assert trie.draft(ids([1, 2]), 1, 0.0) == [4]
 
 
 def test_it_learns_when_to_stop() -> None:
@@ -144,12 +158,12 @@ def test_it_learns_when_to_stop() -> None:
     random, trie = np.random.default_rng(0), Trie()
     circle = np.tile(np.arange(20, dtype=np.int32), 20)
     trie.learn(circle, len(circle), written=True)
-    assert trie.guess(circle[:30], 15, 0.5) == [*range(10, 20), *range(5)]
+    assert trie.draft(circle[:30], 15, 0.5) == [*range(10, 20), *range(5)]
     noise = random.integers(0, 50, 3000).astype(np.int32)
     trie.learn(noise, len(noise), written=True)
     other = random.integers(0, 50, (100, 20)).astype(np.int32)
-    assert sum(len(trie.guess(text, 15, 0.3)) for text in other) < 10
-    assert all(len(trie.guess(text, 15, 0.0)) == 15 for text in other)
+    assert sum(len(trie.draft(text, 15, 0.3)) for text in other) < 10
+    assert all(len(trie.draft(text, 15, 0.0)) == 15 for text in other)
 
 
 @pytest.mark.parametrize("capacity", [CAPACITY // 2, CAPACITY + 1, 0])

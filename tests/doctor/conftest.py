@@ -17,6 +17,9 @@ from tests.doctor.machines import (
 )
 from vllm_glm41v_npu.doctor.context import Context
 
+ROOT = Path(__file__).resolve().parents[2]
+"""Of the package: a process whose imports are fakes still imports the one that is tested."""
+
 
 @pytest.fixture(scope="module")
 def fakes(tmp_path_factory) -> Path:
@@ -47,7 +50,7 @@ def machine(fakes, tmp_path):
     ) -> Context:
         environ = {
             "PATH": str(programs),
-            "PYTHONPATH": str(fakes),
+            "PYTHONPATH": f"{fakes}:{ROOT}",
             "FAKE_DEVICE": device,
             "FAKE_CHIP": chip,
             "HF_HUB_OFFLINE": "1",

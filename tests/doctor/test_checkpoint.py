@@ -192,5 +192,5 @@ def test_what_is_refused_at_the_start_is_what_the_doctor_says(machine, copy, mon
         model=str(copy), revision=None, tokenizer=None, skip_tokenizer_init=False
     )
     with pytest.raises(BadCheckpoint) as raised:
-        check_files(model_config, on_ascend=False)
+        check_files(model_config, "cpu")
     assert str(raised.value) == f"{copy}: {finding.found}. {finding.advice}"

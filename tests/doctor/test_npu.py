@@ -51,6 +51,25 @@ def test_duo_card(ascend, machine):
     assert say(context, "dtype").found.startswith("float16 by --dtype auto on Atlas 310P")
 
 
+TWO_KINDS = A2.replace("5     910B3 ", "5     910B4 ").replace("41697/ 65536", "3100 / 32768")
+
+
+def test_chips_that_differ(ascend, machine):
+    """Guards the smaller chip, which decides, and against one kind that hides the other."""
+    context = machine(device="npu")
+    write_table(context, TWO_KINDS)
+    found = [f.found for f in doctor.examine(context) if f.name == "NPU"]
+    assert found == [
+        "1 x 910B3, 68.7 GB each (Atlas A2)",
+        "1 x 910B4, 34.4 GB each (Atlas A2)",
+    ]
+    mixed = machine(device="npu")
+    write_table(mixed, A2 + DUO)
+    findings = [f for f in doctor.examine(mixed) if f.name == "NPU"]
+    assert [f.status for f in findings] == ["ok", "fail"]
+    assert findings[1].found.startswith("2 x 310P3, 46.4 GB each (Atlas 310P), but vllm-ascend")
+
+
 def test_sick_and_busy_chips(ascend, machine):
     """Guards against an alarm, or another user's process, found out when vLLM starts."""
     context = machine(device="npu")

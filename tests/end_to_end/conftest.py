@@ -16,7 +16,25 @@ import httpx
 import pytest
 
 from tests.end_to_end.servers import NO_SPACES, VIDEOS, Server, serving
-from tests.lane import EMULATED
+from tests.lane import BACKEND, EMULATED
+from vllm_glm41v_npu.backends import ATLAS_310P
+from vllm_glm41v_npu.serving.command import ROUTES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the operator reports of processes that outlive a test, such as servers.
+
+    It is set up before any server is started, and read again after the last one has ended.
+    """
+    reports = tmp_path_factory.mktemp("operators")
+    if not EMULATED:
+        yield reports
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPU_EMULATOR_REPORT", str(reports))
+        yield reports
+    assert refused(reports) == []
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +50,8 @@ def shared_server(log: Path, checkpoint: Callable[[str], Path]) -> Iterator[Serv
     options += ["--trust-request-chat-template", "--allowed-local-media-path", str(VIDEOS)]
     options += ["--enable-prompt-tokens-details", "--structured-outputs-config", NO_SPACES]
     options += ["--mm-processor-cache-gb", "0.001"]
+    # One request of MindIE's is answered here on Atlas 310P; test_mindie_server.py has the rest.
+    options += ["--middleware", ROUTES] if BACKEND is ATLAS_310P else []
     with serving(checkpoint("tiny"), log, *options) as server:
         yield server
 
@@ -44,10 +64,13 @@ def server(shared_server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The folder of the reports; no process may have made a call that the chip would refuse.
+def nothing_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_reports: Path
+) -> Iterator[Path]:
+    """The folder of this test's reports; no process may make a call that the chip would refuse.
 
-    A refusal ends the call that made it, but an engine may catch that and go on.
+    A refusal ends the call that made it, but an engine or a server may catch that and go on. So
+    this looks at the test's own process, the processes that it started, and the servers.
     """
     reports = tmp_path / "reports"
     if not EMULATED:
@@ -56,10 +79,11 @@ def nothing_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     from npu_emulator.emulator import install
 
     monkeypatch.setenv("NPU_EMULATOR_REPORT", str(reports))
-    before = len(install().refused)
+    own, shared = len(install().refused), len(refused(shared_reports))
     yield reports
-    assert install().refused[before:] == []
-    assert [report["refused"] for report in read(reports) if report["refused"]] == []
+    assert install().refused[own:] == []
+    assert refused(reports) == []
+    assert refused(shared_reports)[shared:] == []
 
 
 def wait_for_reports() -> None:
@@ -70,5 +94,11 @@ def wait_for_reports() -> None:
 
 
 def read(reports: Path) -> list[dict[str, Any]]:
-    """What the other processes of a test called."""
+    """The reports of all processes that write to a folder, one each."""
     return [json.loads(path.read_text()) for path in reports.glob("*.json")]
+
+
+def refused(reports: Path) -> list[str]:
+    """The sentences of all refused calls in a folder of reports, the oldest report first."""
+    paths = sorted(reports.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return [sentence for path in paths for sentence in json.loads(path.read_text())["refused"]]

@@ -19,7 +19,12 @@ from tests.end_to_end.test_modes import MODES
 from tests.engines import ask, check_within_rounding, engine
 from tests.lane import ALL_LANES, DTYPE, EMULATED, ON_CPU, need_two_devices
 from tests.quant.cases import write_mindie
-from tests.quant.making import QuantizedOracle, add_norm_biases, write_quantized
+from tests.quant.making import (
+    QuantizedOracle,
+    add_norm_biases,
+    write_mixed_types,
+    write_quantized,
+)
 from vllm_glm41v_npu.quant.quantizer import TYPES
 
 pytestmark = ALL_LANES
@@ -74,20 +79,19 @@ def test_graphs_equal_the_formulas(
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("kind", TYPES)
 def test_two_ranks_equal_the_formulas(
-    kind: str, quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards sharded scales and the bias that both ranks would add.
+    """Guards sharded scales and the bias that both ranks would add: a layer of each type.
 
-    Each rank of a dynamic layer scales its own share of the inputs. W8A8 is in MindIE's form.
+    Each rank of a dynamic layer scales its own share of the inputs. The files are in MindIE's form.
     """
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     need_two_devices()
-    folder = quantized(kind)
-    if kind == "W8A8":
-        folder = write_mindie(folder, tmp_path / "mindie")
+    mixed = write_mixed_types([quantized(kind) for kind in TYPES], tmp_path / "mixed")
+    folder = write_mindie(mixed, tmp_path / "mindie")
     oracle = QuantizedOracle(folder, ranks=2)
+    assert {*oracle.kinds().values()} == {*TYPES}
     with engine(folder, tensor_parallel_size=2) as llm:
         outputs = ask(llm, [CASES[name] for name in FEW])
     for output, name in zip(outputs, FEW, strict=True):

@@ -23,8 +23,11 @@ from tests.end_to_end.bad_media import (
     printed,
     wrong_placeholders,
 )
+from tests.end_to_end.conftest import read, wait_for_reports
+from tests.end_to_end.mindie import WRITTEN, generate, parts
 from tests.end_to_end.servers import MAX_MODEL_LEN, VIDEOS, data_uri, request, video_uri
-from tests.lane import ALL_LANES
+from tests.lane import ALL_LANES, BACKEND, EMULATED
+from vllm_glm41v_npu.backends import ATLAS_310P
 from vllm_glm41v_npu.cli import app
 
 pytestmark = ALL_LANES
@@ -114,6 +117,50 @@ def test_bad_picture_settings(server, settings: dict[str, int], reason: str) -> 
     response = chat(server, QUESTION, printed(), mm_processor_kwargs=settings)
     assert response.status_code == 400, response.text
     assert reason in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_pixels": 28 * 28, "max_pixels": 56 * 56},
+        {"size": {"shortest_edge": 28 * 28, "longest_edge": 2 * 56 * 56}},
+    ],
+)
+def test_pixel_limits_of_a_request(server, settings: dict[str, Any]) -> None:
+    """Guards limits that are accepted and change nothing: a smaller picture has fewer tokens."""
+    picture = data_uri(png(Image.new("RGB", (336, 336))))
+
+    def length(**options: Any) -> int:
+        response = chat(server, "", picture, max_tokens=1, **options)
+        assert response.status_code == 200, response.text
+        return response.json()["usage"]["prompt_tokens"]
+
+    # A token is 28 x 28 pixels; the checkpoint's own limit is 112 x 112.
+    assert length() - length(mm_processor_kwargs=settings) == 4 * 4 - 2 * 2
+
+
+@pytest.mark.skipif(
+    BACKEND is not ATLAS_310P, reason="test_mindie_server.py has a server of its own here"
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_mindies_route(server, stream: bool) -> None:
+    """Guards /generate on the chip that runs no more of test_mindie_server.py."""
+    response = generate(server, parts(QUESTION, printed()), model="tiny", stream=stream)
+    assert response.status_code == 200, response.text
+    if not stream:
+        assert response.json() == {"text": [f"{QUESTION} {WRITTEN}"]}
+        return
+    *frames, end = response.content.split(b"\0")
+    assert end == b""
+    assert "".join(json.loads(frame)["text"][0] for frame in frames) == WRITTEN
+
+
+@pytest.mark.skipif(not EMULATED, reason="the operators of a CPU or a real NPU are not recorded")
+def test_the_server_reports_its_operators(good_answer: str, shared_reports: Path) -> None:
+    """Guards against an empty folder of reports, in which no refused call would be seen."""
+    wait_for_reports()
+    called = [report["calls"] for report in read(shared_reports)]
+    assert any(name.startswith("npu::") for calls in called for name in calls), called
 
 
 def test_streaming_gives_the_same_answer(server, good_answer) -> None:

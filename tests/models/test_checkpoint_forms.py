@@ -19,7 +19,7 @@ from vllm.model_executor.layers.linear import LinearBase
 
 from tests.models.other_tools import TOOLS, write
 from tests.quant.cases import DATA, write_mindie
-from vllm_glm41v_npu.models.weights import WeightError
+from vllm_glm41v_npu.models.convert import WeightError
 
 Load = Callable[..., nn.Module]
 Tensors = dict[str, torch.Tensor]

@@ -11,9 +11,9 @@ import torch
 from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.forward_context import create_forward_context, override_forward_context
 
+from vllm_glm41v_npu.checks import OptionError, micro_batch_tokens
 from vllm_glm41v_npu.models import micro_batch
 from vllm_glm41v_npu.models.micro_batch import MicroBatch
-from vllm_glm41v_npu.options import OptionError, micro_batch_tokens
 
 pytestmark = pytest.mark.cpu
 
@@ -35,7 +35,7 @@ class Clock:
 
         return run
 
-    def start_sum(self, share: torch.Tensor) -> SimpleNamespace:
+    def start_all_reduce(self, share: torch.Tensor) -> SimpleNamespace:
         self.sums += 1
         ready = self.now + self.delay
         return SimpleNamespace(wait=lambda: self.wait(ready))
@@ -80,7 +80,7 @@ def decoder_on(clock: Clock) -> Any:
 def run(monkeypatch):
     def run(delay: float, tokens: int = TOKENS) -> Clock:
         clock = Clock(delay)
-        monkeypatch.setattr(micro_batch, "start_sum", clock.start_sum)
+        monkeypatch.setattr(micro_batch, "start_all_reduce", clock.start_all_reduce)
         x = torch.arange(tokens)[:, None]
         out = MicroBatch(decoder_on(clock), 2)(torch.arange(tokens), x=x)
         assert torch.equal(out, x)  # every token once, in its place
@@ -90,7 +90,7 @@ def run(monkeypatch):
 
 
 @pytest.mark.parametrize("tokens", [TOKENS, TOKENS + 1, 2])
-def test_each_half_sums_up_twice_a_layer(run, tokens: int) -> None:
+def test_each_half_is_all_reduced_twice_a_layer(run, tokens: int) -> None:
     """Guards odd numbers of tokens, and a sum that is left out."""
     assert run(1.0, tokens).sums == 4 * LAYERS
 
@@ -120,7 +120,7 @@ def test_short_sums_are_hidden_whole_but_for_the_last(run) -> None:
     ids=["prefill", "few", "graph", "decode", "measuring-memory"],
 )
 def test_steps_that_are_cut(tokens, mode, query, measuring, expected) -> None:
-    """Guards decoding, with its guesses, and captured graphs."""
+    """Guards decoding, with its draft tokens, and captured graphs."""
     batch = MicroBatch(decoder_on(Clock(1.0)), 2048, decode_tokens=4)
     metadata = None if measuring else {"layer": SimpleNamespace(max_query_len=query)}
     context = create_forward_context(metadata, VllmConfig(), cudagraph_runtime_mode=mode)
@@ -144,5 +144,5 @@ def test_vllm_ascends_own_sums_are_refused(monkeypatch) -> None:
     """Guards MatmulAllReduce and its like, which no one splits."""
     fused = SimpleNamespace(custom_op=object())
     monkeypatch.setattr(micro_batch, "_row_parallel", lambda layer: (fused, fused))
-    with pytest.raises(OptionError, match="sums up in its own way"):
+    with pytest.raises(OptionError, match="an all-reduce of its own"):
         MicroBatch(decoder_on(Clock(1.0)), 2048)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.network_utils import get_open_port
 
-from vllm_glm41v_npu.models.weights import HF_TO_VLLM, WeightError, fold_patch_embed
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.models.convert import WeightError, fold_patch_embed
+from vllm_glm41v_npu.models.weights import HF_TO_VLLM
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 
 SHAPES_FILE = Path(__file__).parents[1] / "data" / "parameter_shapes.txt"
 
@@ -75,6 +77,12 @@ def build_on_meta(vllm_config: VllmConfig) -> Iterator[nn.Module]:
 
 def meta_tensors(shapes: dict[str, list[int]]) -> list[tuple[str, torch.Tensor]]:
     return [(name, torch.empty(shape, device="meta")) for name, shape in shapes.items()]
+
+
+def quantized_loader(network: nn.Module) -> None:
+    """Let the network's loader take tensors of quantized layers."""
+    loader = network.weight_loader
+    loader.layout = replace(loader.layout, quantized=True)
 
 
 @pytest.mark.parametrize("naming", [str, older_name])
@@ -135,7 +143,7 @@ def test_the_layouts_of_quantized_rows(true_size, suffix: str, shape: list[int],
     """Guards against quantized q and k rows that are left in the checkpoint's order in silence."""
     name = f"model.language_model.layers.0.self_attn.k_proj.{suffix}"
     true_size.load_weights(meta_tensors(true_shapes()))
-    true_size.weight_loader.quantized = True
+    quantized_loader(true_size)
     # The float network has no such parameter: what is fine reaches its layer and stops there.
     reason = "quantization method of its layer" if fine else "the 256 output channels of"
     with pytest.raises(WeightError, match=reason):
@@ -146,7 +154,7 @@ def test_scales_that_a_layer_does_not_keep_are_passed_over(true_size, monkeypatc
     """Guards checkpoints that hold, beside deq_scale, what it is made of."""
     name = "model.language_model.layers.0.self_attn.o_proj.weight_scale"
     true_size.load_weights(meta_tensors(true_shapes()))
-    true_size.weight_loader.quantized = True
+    quantized_loader(true_size)
     layer = true_size.language_model.model.layers[0].self_attn.o_proj
     deq_scale = nn.Parameter(torch.empty(4096, device="meta"), requires_grad=False)
     monkeypatch.setitem(layer._parameters, "deq_scale", deq_scale)

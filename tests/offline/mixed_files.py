@@ -19,7 +19,7 @@ from tools.tiny.number_pictures import QUESTIONS, written_numbers
 FORMATS = ("png", "jpg", "bmp", "webp", "gif", "tif")
 CLIP_FORMATS = {"mp4": "libx264", "avi": "mpeg4", "mkv": "libx264"}
 IN_A_FOLDER = 40
-CLIP_EVERY, BROKEN_EVERY, LARGE_EVERY = 10, 25, 7
+CLIP_EVERY, BROKEN_EVERY, LARGE_EVERY = 10, 12, 7
 LARGE = 1200
 """Pixels of the longer side: a bitmap of 3 MB, which the model's processor makes small."""
 

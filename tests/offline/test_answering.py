@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from tests.checkpoints import TINY
+from tests.offline.stand_in import Engine, llm
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.cli.answering import answer_all, check_outputs, write_table
-from vllm_glm41v_npu.cli.printing import echo, one_line, printable
+from vllm_glm41v_npu.cli.terminal import echo, one_line, printable
 from vllm_glm41v_npu.offline.answers import MINDIE_COLUMNS, Answer, AnswerFile, RunEnded
 from vllm_glm41v_npu.offline.tasks import Task
 
+RUN = ["run", "--model", str(TINY)]
 TASKS = [Task("a"), Task("b"), Task("c")]
 
 
@@ -175,3 +178,52 @@ def test_settings_of_the_command(option: str, value: str) -> None:
     """Guards a run in which every request fails."""
     result = CliRunner().invoke(app, ["run", "--prompt", "a", f"--{option}", value])
     assert result.exit_code == 2 and f"{option} is " in result.stderr
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, dict[str, Any]]:
+    """An engine's stand-in for `glm41v run`, and the arguments with which it was started."""
+    engine, given = Engine(), dict[str, Any]()
+
+    def start(**arguments: Any) -> Any:
+        given.update(arguments)
+        return llm(engine)
+
+    monkeypatch.setattr("vllm.LLM", start)
+    return engine, given
+
+
+def test_plain_texts_and_an_output(command: Any, tmp_path: Path) -> None:
+    """Guards answers to texts without files, and the second run, which has nothing left to ask."""
+    engine, given = command
+    path = tmp_path / "answers.jsonl"
+    words = [*RUN, "--prompt", "One?", "--prompt", "Two?", "--output", str(path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert ids(path) == ["prompt-0", "prompt-1"]
+    assert "prompt-1: answer" in result.stdout
+    assert given["limit_mm_per_prompt"] == {"image": 0, "video": 0}
+    engine.refusal = ValueError("asked again")
+    again = CliRunner().invoke(app, [*words, "--resume"])
+    assert again.exit_code == 0 and "2 of 2 are answered already" in again.stderr
+
+
+def test_one_failure_among_answers(command: Any, tmp_path: Path) -> None:
+    """Guards a script that takes a run with a failed request for a whole one."""
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"id": "good", "text": "a"}\n{"id": "bad", "text": "a", "seed": "a"}\n')
+    result = CliRunner().invoke(app, [*RUN, str(path)])
+    assert result.exit_code == 1
+    assert "good: answer" in result.stdout and "bad failed: " in result.stderr
+
+
+def test_the_most_media_of_a_request(command: Any, tmp_path: Path) -> None:
+    """Guards requests that the engine would refuse, and memory for media that nobody sends."""
+    _, given = command
+    pictures, clip = (TINY.parent / name for name in ("pictures", "videos/numbers.mp4"))
+    two = [str(pictures / "printed.png"), str(pictures / "wide.png")]
+    lines = [{"text": "a", "image": two}, {"text": "a", "video": str(clip)}]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    CliRunner().invoke(app, [*RUN, str(path)])
+    assert given["limit_mm_per_prompt"] == {"image": 2, "video": 1}

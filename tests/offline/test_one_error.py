@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -15,11 +16,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from tests.checkpoints import TINY
 from tests.offline.mixed_files import broken_png
-from tests.offline.stand_in import Engine, runner
+from tests.offline.stand_in import LONGEST, Engine, runner
 from vllm_glm41v_npu.offline.answers import Answer, RunEnded
-from vllm_glm41v_npu.offline.engine import LONGEST_REASON
+from vllm_glm41v_npu.offline.engine import LONGEST_REASON, TooLong
 from vllm_glm41v_npu.offline.tasks import Task
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.connector import Glm41vMediaConnector
 
 FIRST, BAD, LAST = Task("first", "a"), Task("bad", "bad"), Task("last", "b")
 
@@ -129,3 +130,37 @@ def test_an_engine_that_is_dead_already() -> None:
     engine.refusal = EngineDeadError()
     with pytest.raises(RunEnded, match="The engine stopped"):
         list(runner(engine).run([FIRST]))
+
+
+def test_a_run_that_is_ended_leaves_nothing() -> None:
+    """Guards an engine that goes on with requests whose answers nobody reads."""
+    engine = Engine()
+    answers = runner(engine).run([FIRST, BAD, LAST])
+    next(answers)
+    assert engine.noted
+    answers.close()
+    assert engine.noted == []
+
+
+def test_no_more_requests_than_the_window() -> None:
+    """Guards memory: a task's pictures are read when it is handed over."""
+    engine = Engine()
+    assert len(list(runner(engine).run([FIRST, BAD, LAST]))) == 3
+    assert engine.most == 2
+
+
+def test_the_longest_prompt() -> None:
+    """Guards a limit that is off by one."""
+    (answer,) = runner(Engine()).run([Task("a", "word " * LONGEST)])
+    assert answer.error is None
+    with pytest.raises(TooLong, match=f"has {LONGEST + 1} tokens"):
+        list(runner(Engine()).run([Task("a", "word " * (LONGEST + 1))]))
+
+
+def test_times_are_from_when_the_engine_had_it() -> None:
+    """Guards times without the wait for a place, which a user waits too."""
+    engine = Engine()
+    engine.metrics = SimpleNamespace(queued_ts=10.0, first_token_ts=11.5, last_token_ts=14.0)
+    (answer,) = runner(engine).run([FIRST])
+    assert (answer.first_seconds, answer.seconds) == (1.5, 4.0)
+    assert answer.token_seconds == 2.5

@@ -294,3 +294,15 @@ def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_IMAGE_MB", "3")
     with pytest.raises(TaskError, match="large.png cannot be read .it is larger than 3 MiB"):
         Task("a", files=(tmp_path / "large.png",)).conversation()
+
+
+def test_a_video_has_a_limit_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards videos, most of which are larger than any picture may be."""
+    monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_IMAGE_MB", "1")
+    monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_VIDEO_MB", "2")
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"\0\0\0\x18ftypmp42" + bytes((2 << 20) - 12))
+    assert Task("clip", files=(path,)).conversation()
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(TaskError, match="larger than 2 MiB"):
+        Task("clip", files=(path,)).conversation()

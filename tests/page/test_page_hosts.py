@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,40 @@ def test_a_body_of_unknown_size(bounded: TestClient) -> None:
         response = bounded.post(path, content=iter([b"a", b"b"]))
         assert response.status_code == 411
         assert "expected Content-Length" in response.text
+
+
+def test_uploads_that_are_coming(tmp_path: Path) -> None:
+    """Guards the disk against uploads side by side, and the page against a count that only grows.
+
+    The first upload is held while the second comes.
+    """
+    limits = Limits(upload=2 << 20, kept=3 << 20)
+    seen: list[int] = []
+
+    async def held(scope: Any, receive: Any, send: Any) -> None:
+        if not seen:
+            seen.append(await upload(2 << 20))
+        await PlainTextResponse("kept")(scope, receive, send)
+
+    bodies = BoundedBodies(held, tmp_path, limits)
+
+    async def upload(size: int) -> int:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-length", b"%d" % size)]
+        scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers}
+        await bodies(scope, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(upload(2 << 20)) == 200
+    assert seen == [413]
+    assert [asyncio.run(upload(2 << 20)) for _ in range(3)] == [200] * 3
 
 
 def test_a_full_folder(bounded: TestClient, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vllm_glm41v_npu.page.conversation import (
     open_picture,
     request,
 )
-from vllm_glm41v_npu.page.reply import Reply
+from vllm_glm41v_npu.page.streamed_answer import StreamedAnswer
 from vllm_glm41v_npu.serving.grounding import Box
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
@@ -28,8 +28,8 @@ CLIP = str(ASSETS / "videos" / "numbers.mp4")
 BOX = "<|begin_of_box|>[[10, 20, 300, 400]]<|end_of_box|>"
 
 
-def reply(*deltas: dict[str, str], finish: str = "stop") -> Reply:
-    made = Reply()
+def reply(*deltas: dict[str, str], finish: str = "stop") -> StreamedAnswer:
+    made = StreamedAnswer()
     for delta in deltas:
         made.add({"delta": delta})
     made.add({"delta": {}, "finish_reason": finish})
@@ -55,6 +55,12 @@ def test_thinking_without_a_parser() -> None:
         assert (made.thinking, made.content) == ("Two.", "At [[10, 20, 300, 400]].")
         assert made.boxes() == [Box(10, 20, 300, 400)]
         assert made.cut
+
+
+def test_an_answer_that_ends_like_a_tag() -> None:
+    """Guards the last letters of an answer, which wait for the rest of a tag."""
+    assert reply({"content": "a <"}).content == "a <"
+    assert reply({"content": "<think>a </th"}, finish="length").thinking == "a </th"
 
 
 def test_only_marked_boxes_where_there_are_markers() -> None:

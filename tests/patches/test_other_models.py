@@ -19,7 +19,7 @@ from vllm.multimodal.cache import (
 from vllm.multimodal.registry import MultiModalRegistry
 from vllm.renderers.base import BaseRenderer
 
-from vllm_glm41v_npu import patches
+from vllm_glm41v_npu.family import is_our_config, is_ours
 from vllm_glm41v_npu.patches import (
     beam_search,
     chat_parts,
@@ -42,9 +42,11 @@ OWNER = SimpleNamespace(model_config=QWEN)
 
 def test_whose_a_model_is() -> None:
     """Guards the question that all patches ask."""
-    assert patches.is_ours(SimpleNamespace(hf_config=SimpleNamespace(model_type="glm4v")))
-    assert not patches.is_ours(QWEN)
-    assert not patches.is_ours(None)
+    assert is_ours(SimpleNamespace(hf_config=SimpleNamespace(model_type="glm4v")))
+    assert not is_ours(QWEN)
+    assert not is_ours(None)
+    assert is_our_config(SimpleNamespace(model_type="glm4v_text"))
+    assert not is_our_config(QWEN.hf_config)
 
 
 def test_caches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +112,8 @@ def test_beam_search() -> None:
     assert search(OWNER) == "vLLM's"
 
 
-def test_guesses() -> None:
-    """Its guesses may go on behind the thinking."""
+def test_draft_tokens() -> None:
+    """Its draft tokens may go on behind the thinking."""
 
     class Scheduler:
         vllm_config = OWNER
@@ -119,6 +121,6 @@ def test_guesses() -> None:
         def update_draft_token_ids(self, drafts: Any) -> None:
             self.taken = drafts
 
-    scheduler = thinking_drafts._guessing_within_thinking(Scheduler)()
-    scheduler.update_draft_token_ids("guesses")
-    assert scheduler.taken == "guesses"
+    scheduler = thinking_drafts._drafting_within_thinking(Scheduler)()
+    scheduler.update_draft_token_ids("drafts")
+    assert scheduler.taken == "drafts"

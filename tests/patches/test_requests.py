@@ -24,8 +24,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.image import ImageEmbeddingMediaIO
 from vllm.renderers.registry import RendererRegistry
 
+from vllm_glm41v_npu.patches import FRONT_END, SERVER, anthropic_errors, chat_parts, front_end, wrap
 from vllm_glm41v_npu.patches import answer_parser as answer_patch
-from vllm_glm41v_npu.patches import anthropic_errors, chat_parts, front_end
 from vllm_glm41v_npu.serving import answer_parser
 
 MESSAGES = {"model": "a", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
@@ -47,7 +47,7 @@ def test_anthropic_errors(caplog: pytest.LogCaptureFixture) -> None:
     handler = SimpleNamespace(create_messages=refuse)
     state = SimpleNamespace(anthropic_serving_messages=handler)
     raw = SimpleNamespace(app=SimpleNamespace(state=state))
-    route = api_router.create_messages.__wrapped__.__wrapped__
+    route = inspect.unwrap(api_router.create_messages)
     request = AnthropicMessagesRequest.model_validate(MESSAGES)
     assert asyncio.run(route(request, raw)).status_code == 500
     handler.create_messages = anthropic_errors._refusing(refuse)
@@ -116,7 +116,7 @@ def test_batches() -> None:
         async def chat_completion_full_generator_batch(self, *arguments: Any) -> Any:
             return arguments[-1]
 
-    answer_patch._parse_batches(Handler)
+    wrap(Handler, "chat_completion_full_generator_batch", answer_patch._parsing_batches)
     off = {"enable_thinking": False}
     messages = [[{"role": "user", "content": "hi"}]]
     request = BatchChatCompletionRequest(messages=messages, chat_template_kwargs=off)
@@ -137,7 +137,7 @@ def test_embedding_files() -> None:
 def test_where_requests_are_taken(monkeypatch: pytest.MonkeyPatch, serves: bool) -> None:
     """Guards other models in the same process, and what a server alone has loaded."""
     applied: list[str] = []
-    monkeypatch.setattr(front_end, "_apply", applied.append)
+    monkeypatch.setattr(front_end, "apply_patches", lambda stack, place: applied.append(place))
     monkeypatch.setattr(front_end, "_SERVES", __name__ if serves else "no.such.module")
     monkeypatch.setattr(RendererRegistry, "load_renderer", lambda *arguments: "made")
     front_end.apply()
@@ -149,5 +149,4 @@ def test_where_requests_are_taken(monkeypatch: pytest.MonkeyPatch, serves: bool)
     assert load("qwen3_vl") == "made"
     assert applied == []
     assert load("glm4v") == "made"
-    assert set(front_end.OFFLINE_TOO) <= set(applied)
-    assert set(front_end.SERVING).isdisjoint(applied) is not serves
+    assert applied == [FRONT_END, SERVER][: 1 + serves]

@@ -16,7 +16,7 @@ from tests.doctor.machines import GIB, write_memory, write_weights
 from vllm_glm41v_npu.planning import kv_cache
 from vllm_glm41v_npu.planning.host_memory import Memory, read
 from vllm_glm41v_npu.planning.kv_cache import KV_SPACE, NoRoom, choose_kv_cache
-from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, PUBLISHED_VISION
+from vllm_glm41v_npu.planning.model_size import PUBLISHED_TEXT, PUBLISHED_VISION
 
 HUB_NAME = "zai-org/GLM-4.1V-9B-Thinking"
 NO_HUB = {"HF_HOME": "/nowhere"}
@@ -71,6 +71,8 @@ def test_where_memory_is_short(real: Path, tmp_path: Path) -> None:
     assert 65536 * TOKEN < size < 30 * GIB - weights - 2 * GIB
     tight = chosen(machine(tmp_path, 28), real)
     assert 65536 * TOKEN < tight < size
+    each = chosen(machine(tmp_path, 40), real, devices=2)  # ranks share the same host
+    assert 2 * each < 40 * GIB - weights - 2 * GIB
 
 
 @pytest.mark.parametrize(("available", "flags"), [(24, BFLOAT16), (10, BFLOAT16), (30, FLOAT32)])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vllm_glm41v_npu.planning.chips import CARDS, PlanError, find_card, find_type
-from vllm_glm41v_npu.planning.model import Model
+from vllm_glm41v_npu.planning.model_size import Model
 from vllm_glm41v_npu.planning.roofline import Plan
 
 DATA = Path(__file__).parents[1] / "data"
@@ -126,6 +126,29 @@ def test_flops_of_the_vision_tower():
     assert large.patches == 4 * PICTURE.patches
     more = 24 * 4 * 1536 * (4**2 - 4) * PICTURE.patches**2 / peak
     assert cards.vision([large]).compute - cards.vision(four).compute == pytest.approx(more)
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "compute", "memory", "chips"),
+    [
+        ("910B2", "910B3", 24 / 20, 1, 1),  # 24 cores of the same, beside the same memory
+        ("910B3", "910B4", 1.8 / 1.5, 64 / 32, 1),  # 20 cores of either; GHz and GB
+        ("300I-DUO", "300I-PRO", 1, 1, 2),  # a second chip
+        ("300I-DUO-96G", "300I-DUO", 1, 2, 1),
+    ],
+)
+def test_cards_beside_each_other(name, like, compute, memory, chips):
+    """Guards against a row of which one number is another card's."""
+    card, other = find_card(name), find_card(like)
+    assert card.chips == chips * other.chips
+    for figure, ratio in (("float16", compute), ("int8", compute), ("memory", memory)):
+        one, two = getattr(card, figure), getattr(other, figure)
+        assert one.value == pytest.approx(ratio * two.value), figure
+    assert card.int8.value == pytest.approx(2 * card.float16.value)
+    assert (card.backend, card.copies_head) == (other.backend, other.copies_head)
+    if name != "910B3":  # whose memory is another kind than a 910B4's
+        assert (card.bandwidth, card.link) == (other.bandwidth, other.link)
+    assert name.removesuffix("-96G") in card.product.upper().replace(" ", "-")
 
 
 def test_what_limits():

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from vllm_glm41v_npu.processing.fetching import MediaRefused
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.connector import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.refusals import MediaRefused
 
 
 def png(size: tuple[int, int] = (8, 8)) -> bytes:

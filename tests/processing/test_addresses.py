@@ -16,10 +16,11 @@ import pytest
 import uvloop
 
 from tests.processing.loading import load
-from tests.processing.web import Host
+from tests.processing.web import Host, serve
 from vllm_glm41v_npu.processing import addresses, fetching
 from vllm_glm41v_npu.processing.addresses import NotPublic, PublicSocket, is_public, literal
-from vllm_glm41v_npu.processing.fetching import MediaRefused, fetch_async
+from vllm_glm41v_npu.processing.fetching import fetch_async
+from vllm_glm41v_npu.processing.refusals import MediaRefused
 
 HERE = "127.0.0.1"
 """Plays the internet where a test says so; 127.0.0.2 is then what is inside."""
@@ -154,6 +155,19 @@ def test_a_name_with_a_public_and_a_private_address(port: int, names: dict[str, 
     names["inside.test"] = ["127.0.0.2", "127.0.0.3"]
     with pytest.raises(MediaRefused, match="The host inside.test has no public address"):
         load(f"http://inside.test:{port}/picture")
+
+
+@pytest.mark.usefixtures("internet")
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("runs", [asyncio.run, uvloop.run])
+def test_a_private_address_beside_a_public_one(
+    names: dict[str, list[str]], order: int, runs: Callable[..., Any]
+) -> None:
+    """The private one is not connected to either where the public one does not answer."""
+    names["mixed.test"] = [HERE, "127.0.0.2"][::order]
+    with serve("127.0.0.2") as port, pytest.raises(MediaRefused, match="no public|connection fail"):
+        runs(fetch_async(f"http://mixed.test:{port}/picture", (), 1000, 5))
+    assert not Host.asked
 
 
 @pytest.mark.usefixtures("internet")

@@ -10,8 +10,10 @@ import textwrap
 import pytest
 
 from tests.processing.loading import load, png
-from vllm_glm41v_npu.processing.fetching import MediaRefused, decode_base64, fetch
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.connector import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.data_urls import decode_base64
+from vllm_glm41v_npu.processing.fetching import fetch
+from vllm_glm41v_npu.processing.refusals import MediaRefused
 
 DATA = bytes(range(256)) * 5
 PLAIN = base64.b64encode(DATA).decode()

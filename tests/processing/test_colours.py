@@ -16,7 +16,7 @@ from tests.processing.loading import load
 from tests.processing.oracle import random_picture
 from vllm_glm41v_npu.processing.colours import to_rgb
 from vllm_glm41v_npu.processing.image import open_picture
-from vllm_glm41v_npu.processing.picture_loading import PictureIO
+from vllm_glm41v_npu.processing.media_io import PictureIO
 
 WHITE, BLACK = [255, 255, 255], [0, 0, 0]
 
@@ -132,7 +132,7 @@ def test_a_png_of_16_bits() -> None:
 
 def test_scaling_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """Answers differ from transformers' without a word."""
-    from vllm_glm41v_npu.processing.settings import logger
+    from vllm_glm41v_npu.processing.colours import logger
 
     logging.getLogger("vllm").propagate = True
     with caplog.at_level(logging.WARNING, logger.name):

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.multimodal.media import ImageMediaIO
 
 from tests.clips import Clip
 from tests.processing.loading import load, png
 from tests.processing.web import MEBIBYTE, Host
-from vllm_glm41v_npu.processing import encoded_video, fetching, media, sent_frames
-from vllm_glm41v_npu.processing.fetching import MediaRefused
+from vllm_glm41v_npu.processing import encoded_video, fetching, sent_frames
+from vllm_glm41v_npu.processing.media_io import EncodedVideoIO
+from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
+from vllm_glm41v_npu.processing.refusals import MediaRefused
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,7 @@ def test_large_files_are_not_read_to_the_end(port: int, monkeypatch: pytest.Monk
 
 def test_large_files_of_other_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_GLM41V_NPU_MAX_IMAGE_MB", "1")
+    fetching.check_size(MEBIBYTE, MEBIBYTE)  # the largest one
     data = bytes(MEBIBYTE + 3)
     (tmp_path / "large").write_bytes(data)
     with pytest.raises(MediaRefused, match="larger than 1 MiB"):
@@ -122,11 +126,13 @@ def test_frames_of_many_pixels(backend: str, monkeypatch: pytest.MonkeyPatch) ->
         _ = encoded_video.EncodedVideo(clip, {"backend": backend}).timeline
 
 
-def test_many_frames_sent_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_frames_sent_one_by_one(
+    processor: Glm41vMultiModalProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Small as files, and large once they are decoded."""
     frames = ",".join([base64.b64encode(png((1000, 1000))).decode()] * 3)
     monkeypatch.setattr(sent_frames, "MAX_PIXELS", 2_500_000)
-    loader = media.EncodedVideoIO(media.ImageMediaIO(), None)
+    loader = EncodedVideoIO(ImageMediaIO(), processor.info.prefetch)
     with pytest.raises(ValueError, match="over 2,500,000 pixels together"):
         loader.load_base64("video/jpeg", frames)
     with pytest.raises(ValueError, match="Frame 1 of 2 is not a picture"):

@@ -14,7 +14,8 @@ from threading import Thread
 
 import pytest
 
-from vllm_glm41v_npu.processing.fetching import MediaRefused, fetch_async
+from vllm_glm41v_npu.processing.fetching import fetch_async
+from vllm_glm41v_npu.processing.refusals import MediaRefused
 
 MEBIBYTE = 1 << 20
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from tests.processing.loading import load, png
-from vllm_glm41v_npu.processing.fetching import MediaRefused
+from vllm_glm41v_npu.processing.refusals import MediaRefused
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With a picture in it and one beside it."""
-    inside = tmp_path / "media"
+    """With a picture in it, one beside it, and one in a folder whose name begins like its own."""
+    inside, other = tmp_path / "media", tmp_path / "media-other"
     (inside / "deep").mkdir(parents=True)
-    for path in (tmp_path / "outside.png", inside / "a b.png", inside / "deep" / "c.png"):
+    other.mkdir()
+    for path in (tmp_path / "outside.png", other / "a.png", inside / "a b.png"):
         path.write_bytes(png())
+    (inside / "deep" / "c.png").write_bytes(png())
     return inside
 
 
@@ -35,6 +37,7 @@ def test_files_inside(folder: Path) -> None:
 def test_files_outside(folder: Path) -> None:
     """As if they were not there: a caller cannot find out which files there are."""
     outside = folder.parent / "outside.png"
+    assert load(f"file://{folder}-other/a.png", folder=f"{folder}-other").size == (8, 8)
     (folder / "link.png").symlink_to(outside)
     (folder / "up").symlink_to(folder.parent)
     (folder / "loop").symlink_to(folder / "loop")

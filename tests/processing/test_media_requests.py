@@ -19,9 +19,9 @@ from vllm.renderers.base import BaseRenderer
 
 from tests.processing.loading import png
 from vllm_glm41v_npu.patches import empty_media, media_request
-from vllm_glm41v_npu.processing import budget, media
+from vllm_glm41v_npu.processing import budget, connector
 from vllm_glm41v_npu.processing.budget import Budget
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.connector import Glm41vMediaConnector
 
 MEBIBYTE = 1 << 20
 LARGE = "data:image/png;base64," + base64.b64encode(png((1000, 1000))).decode()
@@ -32,7 +32,7 @@ LARGE = "data:image/png;base64," + base64.b64encode(png((1000, 1000))).decode()
 def small_budget(monkeypatch: pytest.MonkeyPatch) -> Budget:
     """30 MiB for all, 15 MiB for a request."""
     small = Budget(30 * MEBIBYTE, 15 * MEBIBYTE)
-    monkeypatch.setattr(media, "process_budget", lambda: small)
+    monkeypatch.setattr(connector, "process_budget", lambda: small)
     monkeypatch.setattr(budget, "process_budget", lambda: small)
     return small
 

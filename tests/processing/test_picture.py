@@ -20,7 +20,7 @@ from tests.processing.oracle import (
 )
 from vllm_glm41v_npu.processing.grid import PixelLimits
 from vllm_glm41v_npu.processing.image import open_picture
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
 
 SIZES = [
     (1, 1), (1, 2), (3, 1), (13, 27), (27, 28), (28, 28), (29, 55), (111, 113), (112, 112),

@@ -15,8 +15,8 @@ from tests.processing.conftest import CHECKPOINT, MakeProcessor
 from tests.processing.oracle import GEOMETRY, random_picture
 from vllm_glm41v_npu.processing.grid import PixelLimits
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
-from vllm_glm41v_npu.processing.sampling import VideoSettings
-from vllm_glm41v_npu.processing.settings import ImageSettings, overrides_for
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings, overrides_for
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
 
 CHECKPOINT_LIMITS = PixelLimits(min_pixels=12544, max_pixels=50176)
 
@@ -133,6 +133,9 @@ def test_bad_file(key: str, tmp_path: Path, make_processor: MakeProcessor) -> No
         ({"max_pixels": 200_000}, {}, (12544, 400_000)),
         ({"size": {"shortest_edge": 30000, "longest_edge": 60000}}, {}, (30000, 60000)),
         ({"max_pixels": 200_000}, {"size": {"longest_edge": 100_000}}, (12544, 100_000)),
+        ({}, {"max_pixels": 8000, "images_kwargs": {"max_pixels": 20000}}, (12544, 40000)),
+        ({}, {"max_pixels": 20000, "videos_kwargs": {"max_pixels": 8000}}, (12544, 40000)),
+        ({"max_pixels": 15000, "images_kwargs": {"max_pixels": 20000}}, {}, (12544, 40000)),
     ],
 )
 def test_limits_of_server_and_request(

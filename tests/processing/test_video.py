@@ -21,9 +21,10 @@ from tests.engines import decode
 from tests.processing.oracle import GEOMETRY
 from tests.processing.video_oracle import SETTINGS, assert_same, theirs
 from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
+from vllm_glm41v_npu.processing.frame_sampling import Timeline, sample_frames
 from vllm_glm41v_npu.processing.grid import PixelLimits
-from vllm_glm41v_npu.processing.sampling import Timeline, VideoSettings, sample_frames
 from vllm_glm41v_npu.processing.video import DecodedVideo
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
 
 SMALL = (32, 24)
 CLIPS = {

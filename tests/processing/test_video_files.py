@@ -30,9 +30,9 @@ from tests.processing.video_files import (
 from tests.processing.video_oracle import SETTINGS
 from vllm_glm41v_npu.processing import decode_time, encoded_video, video_reader
 from vllm_glm41v_npu.processing.budget import RequestEnded
+from vllm_glm41v_npu.processing.connector import Glm41vMediaConnector
 from vllm_glm41v_npu.processing.containers import format_of
 from vllm_glm41v_npu.processing.encoded_video import BACKENDS, EncodedVideo
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
 
 SECRET = "secret.mp4"
 
@@ -73,12 +73,11 @@ def test_what_is_no_video_is_not_opened(
         assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_vllms_own_loaders_guess_no_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllms_own_loaders_guess_no_format() -> None:
     """Where the server was started with a loader of vLLM's, a text reaches FFmpeg after all."""
-    monkeypatch.setattr(Glm41vMediaConnector, "video_backend", "opencv")
     for backend in ("opencv", "pyav"):
         options = {"video": {"video_backend": "opencv", "backend": backend}}
-        connector = Glm41vMediaConnector(media_io_kwargs=options)
+        connector = Glm41vMediaConnector(options, server_video_backend="opencv")
         for data in [*DISGUISES.values(), gif(), FORMATS["mpegts"]()]:
             url = "data:video/mp4;base64," + base64.b64encode(data).decode()
             if format_of(data) == "mov":
@@ -213,7 +212,7 @@ def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(video_reader._Picture, "of", fail)
+    monkeypatch.setattr(video_reader._Converter, "of", fail)
     with pytest.raises(ValueError, match="the server is out of memory"):
         process(Clip(8, 12, size=SMALL).encode())
 

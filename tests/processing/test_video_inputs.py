@@ -114,6 +114,21 @@ def test_frames_as_base64(make_processor: MakeProcessor) -> None:
     assert found["timestamps"].tolist() == [int(6 * pair / 4) for pair in range(20)]
 
 
+def test_frames_taken_elsewhere_are_another_video(processor: Glm41vMultiModalProcessor) -> None:
+    """The cache answers with the seconds of the first clip where the second has equal frames."""
+    found = []
+    for step in (10, 20):
+        indices = [step * place for place in range(6)]
+        metadata = SAMPLED | {"fps": 10.0, "total_num_frames": 120, "frames_indices": indices}
+        items = processor.info.parse_mm_data({"video": (FRAMES, metadata)})
+        outputs = processor(VIDEO, items, hf_processor_mm_kwargs={})
+        ((item,), (name,)) = outputs["mm_kwargs"]["video"], outputs["mm_hashes"]["video"]
+        found.append((name, item["timestamps"].data.tolist()))
+    (first, seconds), (second, later) = found
+    assert (seconds, later) == ([0, 2, 4], [0, 4, 8])
+    assert first != second
+
+
 # --- settings ---
 
 

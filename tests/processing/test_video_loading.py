@@ -14,7 +14,8 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from tests.clips import Clip
 from tests.processing.loading import png
 from tests.processing.test_video_inputs import run
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.connector import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.info import Glm41vProcessingInfo
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
 
 
@@ -83,8 +84,20 @@ def test_videos_are_held_to_their_own_size(
     assert load_video(url + base64.b64encode(large).decode()).timeline.total_num_frames == 8
 
 
-def test_another_models_videos_are_left_to_vllm(
+def test_the_connector_has_the_settings_of_the_server(
     processor: Glm41vMultiModalProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it vLLM's own connector loads the media: no guard, no budget, no prefetch."""
+    monkeypatch.setattr(MEDIA_CONNECTOR_REGISTRY, "name2class", {})
+    info = Glm41vProcessingInfo(processor.info.ctx)
+    connector = MEDIA_CONNECTOR_REGISTRY.load("http", {"video": {"fps": 1}})
+    assert isinstance(connector, Glm41vMediaConnector)
+    assert connector.prefetch is info.prefetch
+    assert connector.media_io_kwargs == {"video": {"fps": 1}}
+
+
+def test_another_models_videos_are_left_to_vllm(
+    processor: Glm41vMultiModalProcessor,
 ) -> None:
     """A second model in the process gets what only this one understands; and a request chooses a
     loader of vLLM's, which samples otherwise and lets FFmpeg guess the format."""
@@ -94,9 +107,10 @@ def test_another_models_videos_are_left_to_vllm(
     assert len(frames) == metadata["total_num_frames"] == 8
     options = {"video": {"video_backend": "opencv"}}
     named = MEDIA_CONNECTOR_REGISTRY.load("http", media_io_kwargs=options)
-    monkeypatch.setattr(Glm41vMediaConnector, "prepare", processor.info.preparation)
     with pytest.raises(ValueError, match="video_backend='opencv'; a loader of videos is chosen"):
         named.fetch_video(url, video_processor="Glm4vVideoProcessor")
-    monkeypatch.setattr(Glm41vMediaConnector, "video_backend", "opencv")
+    named = Glm41vMediaConnector(
+        options, prefetch=processor.info.prefetch, server_video_backend="opencv"
+    )
     frames, _ = named.fetch_video(url, video_processor="Glm4vVideoProcessor")
     assert len(frames) == 8

@@ -18,7 +18,7 @@ from tests.processing.conftest import MakeProcessor
 from tests.processing.oracle import channels_first, random_picture
 from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
-from vllm_glm41v_npu.processing.video_loading import Preparation
+from vllm_glm41v_npu.processing.prefetch import Prefetch
 
 IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
 VIDEO = "<|begin_of_video|><|video|><|end_of_video|>"
@@ -168,17 +168,17 @@ def test_a_video_is_decoded_once(processor: Glm41vMultiModalProcessor) -> None:
     assert isinstance(Counted(b""), tuple)  # vLLM would pickle anything else to hash it
     data = Clip(6, 20, "mpeg4", "avi").encode()
     info = processor.info
-    preparation = Preparation(lambda v: info.get_video_settings({}, v.options), info.geometry)
+    prefetch = Prefetch(lambda v: info.get_video_settings({}, v.options), info.geometry)
     first, again = Counted(data), Counted(data)
-    preparation(first)
+    prefetch(first)
     run(processor, VIDEO, {"video": first})
     assert len(calls) == 1
-    preparation(again)
+    prefetch(again)
     assert len(calls) == 1
     run(processor, VIDEO, {"video": again})  # this processor has no cache
     assert len(calls) == 2
-    preparation.forget(again)
-    preparation(Counted(data))
+    prefetch.forget(again)
+    prefetch(Counted(data))
     assert len(calls) == 3
 
 

@@ -12,8 +12,8 @@ from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from tests.processing.oracle import GEOMETRY, channels_first
-from vllm_glm41v_npu.processing.sampling import VideoSettings
 from vllm_glm41v_npu.processing.video import ProcessedVideo
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
 
 SETTINGS = VideoSettings()
 

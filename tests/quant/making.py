@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +28,31 @@ def write_quantized(
 ) -> Path:
     """Quantize `source` to one type, the default layers and those of `also`; returns `folder`."""
     quantize(Request(source, folder, kind, dtype, samples=SAMPLES, quantize=also))
+    return folder
+
+
+def write_mixed_types(sources: Sequence[Path], folder: Path) -> Path:
+    """Write one checkpoint of several types; returns `folder`.
+
+    Layer i of the decoder is that of the i-th of `sources`, and so on in turn; what is outside the
+    decoder's layers is the first one's. All are quantized forms of one float checkpoint.
+    """
+    shutil.copytree(sources[0], folder)
+    tensors: dict[str, torch.Tensor] = {}
+    description: dict[str, str] = {}
+    for number, source in enumerate(sources):
+
+        def belongs(name: str, number: int = number) -> bool:
+            layer = re.search(r"language_model\.layers\.(\d+)\.", name)
+            return (int(layer[1]) % len(sources) if layer else 0) == number
+
+        (path,) = source.glob("*.safetensors")
+        found = json.loads((source / DESCRIPTION).read_text())
+        tensors |= {name: tensor for name, tensor in load_file(path).items() if belongs(name)}
+        description |= {name: kind for name, kind in found.items() if belongs(name)}
+    (path,) = folder.glob("*.safetensors")
+    save_file(tensors, path, metadata={"format": "pt"})
+    (folder / DESCRIPTION).write_text(json.dumps(description))
     return folder
 
 
@@ -56,6 +83,10 @@ class QuantizedOracle(Oracle):
     def __init__(self, model: Path, ranks: int = 1) -> None:
         super().__init__(model)
         self.ranks = ranks
+
+    def kinds(self) -> dict[str, str]:
+        """The type of each quantized layer, by its name on disk."""
+        return Checkpoint(self.path).layers()
 
     def _load(self) -> Glm4vForConditionalGeneration:
         return Checkpoint(self.path).network(self.ranks)

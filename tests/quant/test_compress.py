@@ -19,8 +19,8 @@ from tests.quant.test_sharding import FIXTURE, WEIGHTS, shards
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.quant.w8a8sc import compressor
 from vllm_glm41v_npu.quant.w8a8sc.record import RECORD
-from vllm_glm41v_npu.quant.w8a8sc.saved import TYPE_MAP
 from vllm_glm41v_npu.quant.w8a8sc.shards import ShardWriter, check_shards
+from vllm_glm41v_npu.quant.w8a8sc.sources import TYPE_MAP
 
 QUANTIZED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj")
 

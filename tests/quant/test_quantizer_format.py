@@ -18,10 +18,9 @@ from transformers import Glm4vForConditionalGeneration
 
 from tests.quant.reference import LINEAR, Checkpoint, array, deq_scale
 from vllm_glm41v_npu.checkpoint import folder as on_disk
-from vllm_glm41v_npu.checkpoint.config import Glm4vConfig
 from vllm_glm41v_npu.checkpoint.description import Description
 from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
-from vllm_glm41v_npu.models.weights import HF_TO_VLLM
+from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
 from vllm_glm41v_npu.quant.quantizer import Report, Request, calibration
 from vllm_glm41v_npu.quant.quantizer import quantize as quantize
 from vllm_glm41v_npu.quant.validation import validate
@@ -124,7 +123,6 @@ def test_loader_accepts_it(run, kind):
         on_disk.Checkpoint(output),
         description,
         checkpoint_shapes(config),
-        lambda name: HF_TO_VLLM.apply_list([name])[0],
         str(DTYPES[kind])[6:],
     )
 

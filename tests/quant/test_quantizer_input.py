@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from tests.checkpoints import TINY
+from vllm_glm41v_npu.checkpoint.names import disk_name, network_name
 from vllm_glm41v_npu.cli import app
 from vllm_glm41v_npu.quant.quantizer import writer
 from vllm_glm41v_npu.quant.quantizer.network import Network
-from vllm_glm41v_npu.quant.quantizer.source import full_name
 
 FEW = ("--samples", "2")
 
@@ -64,7 +64,7 @@ def test_shards_and_older_names_give_the_same(tiny, output, tmp_path):
         name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): value
         for name, value in tensors.items()
     }
-    assert {full_name(name) for name in older} == tensors.keys() != older.keys()
+    assert {disk_name(network_name(name)) for name in older} == tensors.keys() != older.keys()
     weight_map = {}
     for index, name in enumerate(sorted(older)):
         weight_map[name] = f"model-{index % 3}.safetensors"

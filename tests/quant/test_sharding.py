@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from tests.quant.cases import write_mindie
-from vllm_glm41v_npu.checkpoint.config import register_config
+from vllm_glm41v_npu.checkpoint.names import network_name
 from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
-from vllm_glm41v_npu.models.weights import vllm_name
-from vllm_glm41v_npu.quant.w8a8sc.ranks import shard_checkpoint
-from vllm_glm41v_npu.quant.w8a8sc.split import ShardingError, check_split, split_of
+from vllm_glm41v_npu.cli.compress import shard_checkpoint
+from vllm_glm41v_npu.processing.hf_config import register_config
+from vllm_glm41v_npu.quant.w8a8sc.ranks import ShardingError, Splitter, check_split, split_of
 
 FIXTURE = Path(__file__).parents[1] / "data" / "msmodelslim" / "w8a8s_fp16"
 WEIGHTS = "quant_model_weight_w8a8s.safetensors"
@@ -170,11 +170,11 @@ def test_norm_biases_that_are_not_zero_stay(source, changed) -> None:
     without = f"{ON_DISK}post_mlp_layernorm.bias"
     found = shards(changed({name: torch.full_like(source[name], 0.5), without: None}), 2)
     for tensors in found.values():
-        assert torch.equal(tensors[vllm_name(name)], torch.full((256,), 0.5))
+        assert torch.equal(tensors[network_name(name)], torch.full((256,), 0.5))
         norms = [key for key in tensors if "norm" in key and key.endswith(".weight")]
         assert len(norms) == 2 * 4 + 1 + 2 * 2 + 2 + 1
         assert all(key.replace(".weight", ".bias") in tensors for key in norms)
-        assert not tensors[vllm_name(without)].any()
+        assert not tensors[network_name(without)].any()
 
 
 def test_a_vocabulary_that_is_no_multiple_is_padded(source, changed) -> None:
@@ -193,8 +193,6 @@ def test_a_vocabulary_that_is_no_multiple_is_padded(source, changed) -> None:
 
 def test_two_ranks_can_share_one_key_value_head() -> None:
     """Guards grouped-query attention with more ranks than heads: both get the same one."""
-    from vllm_glm41v_npu.quant.w8a8sc.split import Splitter
-
     config = config_of(FIXTURE)
     config.text_config.num_key_value_heads = 1
     found: dict[int, torch.Tensor] = {}

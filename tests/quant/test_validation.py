@@ -18,7 +18,6 @@ from vllm_glm41v_npu import plugin
 from vllm_glm41v_npu.checkpoint.description import DESCRIPTION, Description
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
-from vllm_glm41v_npu.models.weights import vllm_name
 from vllm_glm41v_npu.quant.validation import CheckpointError, validate
 
 ATTENTION = "model.language_model.layers.0.self_attn."
@@ -29,7 +28,7 @@ def check(folder: Path, dtype: str = "bfloat16") -> None:
     description = Description.read(folder)
     assert description is not None
     shapes = checkpoint_shapes(AutoConfig.from_pretrained(folder))
-    validate(Checkpoint(folder), description, shapes, vllm_name, dtype)
+    validate(Checkpoint(folder), description, shapes, dtype)
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def test_the_limit_is_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     inner = Inner((200, [{"choices": []}]))
     call(inner, {"prompt": "a"})
     assert inner.asked[0][1]["max_tokens"] == 7
-    for wrong in ("0", "-1", "many", ""):
+    for wrong in ("0", "-1", "many", "1.5"):
         monkeypatch.setenv(MAX_ITER_TIMES_VARIABLE, wrong)
         with pytest.raises(ValueError, match="expected the most tokens of an answer"):
             MindIERoutes(inner)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.serving.asgi import BEARER, ask
-from vllm_glm41v_npu.serving import bodies
+from vllm_glm41v_npu.serving import bodies, guard
 from vllm_glm41v_npu.serving.bodies import MAX_BODY_VARIABLE
 from vllm_glm41v_npu.serving.mindie import chat, routes
 from vllm_glm41v_npu.serving.mindie.routes import MindIERoutes
@@ -75,6 +75,29 @@ def test_bodies_of_too_many_values(path: str, kind: bytes) -> None:
     answer = ask(MindIERoutes(inner), path, [BEARER, (b"content-type", kind)], [body, body])
     assert (answer.status, inner.asked) == (413, [])
     assert "more than 100 values" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [(b"application/json", [True, False]), (b"multipart/form-data; boundary=x", [False, True])],
+)
+def test_values_are_counted_once(
+    kind: bytes, counts: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the event loop against counting a body behind the guard again, and not at all."""
+    counted = []
+
+    class Noted(bodies.BodyCount):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            counted.append(self.is_json)
+
+    monkeypatch.setattr(guard, "BodyCount", Noted)
+    monkeypatch.setattr(bodies, "BodyCount", Noted)
+    app = guard.Guard(MindIERoutes(Inner()))
+    headers = [BEARER, (b"content-type", kind)]
+    assert ask(app, "/generate", headers, [b'{"prompt": "a"}']).status == 200
+    assert counted == counts
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])

@@ -60,6 +60,7 @@ def test_thinking_that_the_prompt_opened() -> None:
     """Guards answers to a prompt that ends in <think>, also where they are cut off."""
     assert split("Two.</think><answer>2</answer>", thinking=True) == ("Two.", "2")
     assert split("Tw", thinking=True) == ("Tw", "")
+    assert split("Tw</th", thinking=True) == split("<think>Tw</th") == ("Tw</th", "")
 
 
 def test_what_is_settled_does_not_wait() -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that imports torch_npu or vllm_ascend; imported on Ascend alone."""
+"""Everything that imports torch_npu or vllm_ascend; imported on Ascend only."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheme of W8A8SC, whose weights Atlas 310P decodes while it multiplies.
 
-vllm-ascend's keeps each compressed weight in a parameter of the size that it has without
-compression, of which the file fills the beginning, and hands over any number of tokens at once.
+vllm-ascend's scheme keeps each compressed weight in a parameter of its uncompressed size, of which
+the file fills the beginning, and passes any number of tokens in one call.
 
 Source of the limits: hicann/ops-nn, matmul/matmul_v2_compress_dequant/docs.
 """
@@ -25,9 +25,10 @@ from vllm_glm41v_npu.quant.w8a8sc.record import ShardError
 from vllm_glm41v_npu.quant.w8a8sc.shards import stored_weights
 
 MOST_TOKENS = 256
-"""What one call takes."""
+"""Largest number of tokens of one call."""
 INPUTS_ABOVE, LEAST_OUTPUTS, STEP = 256, 128, 64
-"""Inputs are more than the first, outputs at least the second, both in steps of the third."""
+"""Limits of a layer: more inputs than the first, at least the second number of outputs, both
+multiples of the third."""
 
 _LIBRARY = torch.library.Library("glm41v", "FRAGMENT")
 _LIBRARY.define(
@@ -41,7 +42,7 @@ class CompressedScheme(AscendW8A8SCLinearMethod310):
     def get_weight(
         self, input_size: int, output_size: int, params_dtype: torch.dtype = torch.float16
     ) -> dict[str, Tensor]:
-        """What the layer has on disk, before the length of its weight is known.
+        """Return the layer's tensors, before the length of its compressed weight is known.
 
         Raises:
             ShardError: The operator does not take a layer of this size.
@@ -69,7 +70,7 @@ class CompressedScheme(AscendW8A8SCLinearMethod310):
     def apply(
         self, layer: nn.Module, x: Tensor, bias: Tensor | None = None, tp_rank: int | None = 0
     ) -> Tensor:
-        """[tokens, K] to float16 [tokens, N]; x is int8 where a norm has quantized it."""
+        """[tokens, K] to float16 [tokens, N]; x is int8 where the norm before has quantized it."""
         if x.dtype != torch.int8:
             x = torch.ops.vllm.quantize(
                 x,
@@ -83,7 +84,7 @@ class CompressedScheme(AscendW8A8SCLinearMethod310):
 
 
 def _multiply(x: Tensor, weight: Tensor, index: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-    """In as many calls as the tokens need; an operator, as torch.compile could not count them."""
+    """Multiply in as many calls as the tokens need; torch.compile cannot count them itself."""
     parts = [
         torch_npu.npu_matmul_compress_dequant(part, weight, index, bias, scale)
         for part in x.split(MOST_TOKENS)
@@ -100,7 +101,7 @@ _LIBRARY.impl("compressed_linear", _shape_only, "Meta")
 
 
 def _stored_length(layer: str) -> int:
-    """How many bytes a layer's compressed weight has in this rank's shard."""
+    """Return the number of bytes of a layer's compressed weight in this rank's shard."""
     folder = Path(get_current_vllm_config().model_config.model)
     stored = _stored_weights(folder, get_tensor_model_parallel_rank())[layer]
     return stored.sizes["weight"][0]

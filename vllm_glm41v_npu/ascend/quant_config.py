@@ -1,91 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--quantization ascend` is on Ascend: vllm-ascend's config, which leaves this model to us.
+"""The config of `--quantization ascend` on Ascend: vllm-ascend's, extended for this model.
 
-Other models get what vllm-ascend gives them. Of this one, vllm-ascend does not know which layers
-are fused on disk (gate_up_proj is in the decoder, and not in the vision tower), it gives every
-RMSNorm a bias because the checkpoint has one LayerNorm with a bias, and some of its schemes are not
-what the chips document.
+Other models get vllm-ascend's config unchanged. For this model, vllm-ascend does not know which
+layers are fused on disk (gate_up_proj is in the decoder, and is not in the vision tower); it gives
+every RMSNorm a bias because the checkpoint has one LayerNorm with a bias; and some of its schemes
+differ from the chips' documents.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
-from vllm_glm41v_npu.backends import ATLAS_310P, current_backend
+from vllm_glm41v_npu.backends import current_backend, resolve
 from vllm_glm41v_npu.checkpoint.description import (
     COMPRESSED,
     FLOAT,
-    METHOD,
     Description,
     DescriptionError,
+    read_description,
 )
-from vllm_glm41v_npu.checkpoint.folder import WRAPPER
-from vllm_glm41v_npu.quant.recognition import read_description
+from vllm_glm41v_npu.checkpoint.names import is_norm_bias
+from vllm_glm41v_npu.family import is_our_config
 
-# Both modules register a config under one name, and the last one counts: on Atlas A2, that of
-# Atlas 310P may not be imported. Importing it here lets ours be the last.
-if current_backend() is ATLAS_310P:
-    from vllm_ascend._310p.quantization import AscendModelSlimConfig310 as ModelSlimConfig
-else:
-    from vllm_ascend.quantization import AscendModelSlimConfig as ModelSlimConfig
-
-MODEL_TYPES = ("glm4v", "glm4v_text")
-"""What the network's two towers find as their config's model_type."""
-
-NORM_BIAS = "norm.bias"
-"""Where the description names such a tensor, AscendRMSNorm makes a parameter for each RMSNorm."""
+# Each chip's module registers a config under one name, and the last one counts: the other chip's
+# may not be imported, and this one before `plugin` registers ours.
+ModelSlimConfig: Any = resolve(str(current_backend().modelslim))
 
 
-@register_quantization_config(METHOD)
 class Glm41vModelSlimConfig(ModelSlimConfig):
-    """What runs each layer of a checkpoint in msModelSlim's format."""
+    """Chooses the scheme of each layer of a checkpoint in msModelSlim's format."""
 
     quant_description: dict[str, Any]
+    description: Description
 
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Read the description; of this model in either form, and without biases of norms.
+        """Read the description, for this model in both forms and without biases of norms.
 
-        RMSNorms whose bias is not zero get it when it is loaded: see models/norm_bias.py. Shards
-        name such biases where there are some, and nowhere else.
+        If it names the bias of a norm, AscendRMSNorm makes a bias for every RMSNorm. An RMSNorm
+        whose bias is not zero gets it when it is loaded; see models/norm_bias.py. Shards name
+        biases only if some are not zero, so there they are kept.
         """
-        if getattr(hf_config, "model_type", None) not in MODEL_TYPES:
+        if not is_our_config(hf_config):
             super().maybe_update_config(model_name, hf_config, revision)
             return
-        # What config.json says of the form for MindIE is in here, and is no description.
-        _, description = read_description(model_name, revision)
-        biased = description.kind == COMPRESSED
-        self.quant_description = {
+        # For MindIE's form vLLM has put config.json's entry here, which is no description.
+        _, self.description = read_description(model_name, revision)
+        biased = self.description.kind == COMPRESSED
+        types = {
             name: kind
-            for name, kind in description.content.items()
-            if WRAPPER not in name and (biased or not name.endswith(NORM_BIAS))
+            for name, kind in self.description.types.items()
+            if biased or not is_norm_bias(name)
         }
+        self.quant_description = {**self.description.extras, **types}
         self._apply_extra_quant_adaptations()
         self._add_kvcache_quant_metadata()
-
-    @cached_property
-    def description(self) -> Description:
-        """With the names of the layers, from when the first of them asks."""
-        return Description.from_json(self.quant_description)
 
     def get_quant_method(
         self, layer: torch.nn.Module, prefix: str, tid2eid: Any = None
     ) -> QuantizeMethodBase | None:
-        """vllm-ascend's method, with a scheme of ours for this model's linear layers.
+        """Return vllm-ascend's method, with this package's scheme in this model's linear layers.
 
         Raises:
             DescriptionError: The layer is not described, or has a type that the chip does not run.
         """
-        model_type = get_current_vllm_config().model_config.hf_config.model_type
-        if model_type not in MODEL_TYPES or not isinstance(layer, LinearBase):
+        ours = is_our_config(get_current_vllm_config().model_config.hf_config)
+        if not ours or not isinstance(layer, LinearBase):
             return super().get_quant_method(layer, prefix, tid2eid)
 
         from vllm_ascend.ops.linear import AscendUnquantizedLinearMethod
@@ -94,7 +80,7 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         kind = self.description.layer_type(prefix)
         if kind == FLOAT:
             return AscendUnquantizedLinearMethod()
-        schemes = chip_schemes()
+        schemes = resolve(str(current_backend().schemes))
         if kind not in schemes:
             raise DescriptionError(
                 f"{self.description.file} gives {prefix} the type {kind!r}; "
@@ -102,12 +88,3 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
                 "to one of them."
             )
         return AscendLinearMethod(schemes[kind]())
-
-
-def chip_schemes() -> dict[str, type]:
-    """Type of a layer to the scheme that this process's chip runs it by."""
-    if current_backend() is ATLAS_310P:
-        from vllm_glm41v_npu.ascend.schemes_310p import SCHEMES
-    else:
-        from vllm_glm41v_npu.ascend.schemes_a2 import SCHEMES
-    return SCHEMES

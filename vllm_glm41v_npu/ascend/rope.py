@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rotary embeddings of rope.py on Ascend's kernels, in classes that its runners accept.
+"""The rotary embeddings of models/rope.py on Ascend's kernels, in classes that its runners accept.
 
-Imported on Ascend alone. Sources: op-plugin's documents of `npu_mrope` and
-`npu_apply_rotary_pos_emb`.
+Sources: op-plugin's documents of `npu_mrope` and `npu_apply_rotary_pos_emb`.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ import torch_npu
 from torch import nn
 from vllm_ascend._310p.ops.rotary_embedding import AscendMRotaryEmbedding310
 
+from vllm_glm41v_npu.checkpoint.shapes import head_size
 from vllm_glm41v_npu.models.rope import (
+    PatchRotation,
+    RotaryStep,
     TextRotaryEmbedding,
-    head_size,
     vision_angles,
     whole_head_frequencies,
 )
@@ -23,16 +24,13 @@ from vllm_glm41v_npu.models.rope import (
 class A2TextRotaryEmbedding(TextRotaryEmbedding):
     """The decoder's rope through `npu_mrope`, one call a layer.
 
-    The three axes are merged already, so the kernel gets the merged rows as its cache, and each
-    token's row number as its one position. vllm-ascend's own class calls it for the section
-    [16, 24, 24] alone, and computes any other in plain PyTorch in every layer.
+    The three axes are merged already: the kernel gets the merged rows as its cache, and the number
+    of a token's row as its only position. vllm-ascend's own class calls the kernel only for the
+    section [16, 24, 24], and computes any other in plain PyTorch in every layer.
     """
 
-    def __init__(self, config, dtype: torch.dtype, max_positions: int) -> None:
-        super().__init__(config, dtype)
-
     def forward(
-        self, step: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor
+        self, step: RotaryStep, q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim]."""
         index, rows = step
@@ -50,8 +48,8 @@ class A2TextRotaryEmbedding(TextRotaryEmbedding):
 class Atlas310PTextRotaryEmbedding(AscendMRotaryEmbedding310):
     """The decoder's rope through `npu_apply_rotary_pos_emb`, one call a layer.
 
-    NPUModelRunner310 looks for an instance of its own class, merges the axes of a step's rows once
-    from that instance's `cos_sin_cache` and `mrope_section`, and keeps them where graphs see them.
+    NPUModelRunner310 looks for an instance of vllm-ascend's class. Once a step it merges the axes,
+    by that instance's `cos_sin_cache` and `mrope_section`, into rows that captured graphs read.
     """
 
     def __init__(self, config, dtype: torch.dtype, max_positions: int) -> None:
@@ -62,7 +60,7 @@ class Atlas310PTextRotaryEmbedding(AscendMRotaryEmbedding310):
                 f"config.json's mrope_section is {section}; on this chip vllm-ascend merges three "
                 "parts, one for each axis."
             )
-        section[-1] += head_dim // 2 - sum(section)  # frequency zero, on any axis
+        section[-1] += head_dim // 2 - sum(section)  # frequency zero, so any axis will do
         self.frequencies, self.factors = whole_head_frequencies(config)
         self.max_positions = max_positions
         super().__init__(
@@ -76,21 +74,22 @@ class Atlas310PTextRotaryEmbedding(AscendMRotaryEmbedding310):
         )
 
     def _compute_cos_sin_cache(self) -> torch.Tensor:
-        """float32 [max_positions, head_dim]: first the cosines, then the sines."""
+        """Return float32 [max_positions, head_dim]: first the cosines, then the sines."""
         angles = (
             torch.arange(self.max_positions, device=self.frequencies.device).float()[:, None]
             * self.frequencies
         )
         return torch.cat((angles.cos(), angles.sin()), dim=-1) * self.factors.repeat(2)
 
-    def step(self, positions: torch.Tensor) -> tuple[torch.Tensor]:
-        return (positions,)
+    def step(self, positions: torch.Tensor) -> RotaryStep:
+        """Return the positions and the whole cache: the runner itself has merged the axes."""
+        return RotaryStep(positions, self.cos_sin_cache)
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor
+        self, step: RotaryStep, q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim]."""
-        return self.forward_oot(*step, q, k)
+        return self.forward_oot(step.index, q, k)
 
 
 class AscendVisionRotaryEmbedding(nn.Module):
@@ -100,25 +99,18 @@ class AscendVisionRotaryEmbedding(nn.Module):
         super().__init__()
         self.head_dim, self.merge = head_dim, merge
 
-    def step(
+    def rotation(
         self, grid_thw: list[list[int]], dtype: torch.dtype, device: torch.device
-    ) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines [patches, 1, head_dim] of a batch of pictures, in one copy."""
+    ) -> PatchRotation:
+        """Return the rotation of a batch of pictures or videos, copied to the device at once."""
         angles = vision_angles(grid_thw, self.head_dim, self.merge).repeat(1, 2)
         both = torch.stack((angles.cos(), angles.sin())).to(dtype)  # [2, patches, head_dim]
-        return both.to(device)[:, :, None].unbind()
+        return PatchRotation(*both.to(device)[:, :, None].unbind())  # [patches, 1, head_dim] each
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], qk: torch.Tensor
+        self, rotation: PatchRotation, qk: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotated q and k [1, patches, heads, head_dim] of qk [1, patches, 2 * heads, head_dim]."""
+        """Rotate qk [1, patches, 2 * heads, head_dim]: q and k [1, patches, heads, head_dim]."""
         q, k = (part.contiguous() for part in qk.chunk(2, dim=2))
-        cos, sin = (part[None] for part in step)  # [1, patches, 1, head_dim]
+        cos, sin = (part[None] for part in rotation)  # [1, patches, 1, head_dim]
         return torch_npu.npu_apply_rotary_pos_emb(q, k, cos, sin, layout="BSND", rotary_mode="half")
-
-
-TEXT_CLASSES = {
-    "npu_mrope": A2TextRotaryEmbedding,
-    "npu_apply_rotary_pos_emb": Atlas310PTextRotaryEmbedding,
-}
-"""By the name of the kernel that backends.py gives."""

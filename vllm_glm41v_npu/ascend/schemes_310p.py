@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schemes of Atlas 310P."""
+"""Schemes of quantized linear layers on Atlas 310P."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class StaticScheme(FusesNorms, AscendW8A8LinearMethod310):
 
 
 class SparseScheme(FusesNorms, AscendW8A8SLinearMethod310):
-    """W8A8S, whose shards are saved after loading."""
+    """W8A8S; vllm-ascend keeps the file's order of its weight, so that shards can be saved."""
 
 
 class DynamicScheme(AscendW8A8DynamicLinearMethod310):
-    """W8A8_DYNAMIC, with the scale of the tokens applied afterwards.
+    """W8A8_DYNAMIC, with the scale of the tokens applied after the product.
 
-    The chip's product takes none, though vllm-ascend passes it; nor a float bias. Its result is
-    float16, which the sum times the weights' scale would overflow, so a power of two is taken off
-    that scale: such that no input can.
+    The chip's product takes neither a scale of tokens, which vllm-ascend passes, nor a float bias.
+    Its result is float16, and the sum times the weights' scale could overflow it. So that scale is
+    divided by a power of two that is large enough for any input.
     """
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        # What a channel can come to, of inputs of 127 all: float32 [N]
+        # The largest sum of each channel, reached if every input is 127 or -127: float32 [N]
         largest = 127 * layer.weight.data.abs().sum(dim=1, dtype=torch.int32).float()
         super().process_weights_after_loading(layer)
         scale = layer.weight_scale.data  # float32 [N]

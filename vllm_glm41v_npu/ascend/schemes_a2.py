@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schemes of Atlas A2."""
+"""Schemes of quantized linear layers on Atlas A2."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vllm_glm41v_npu.checkpoint.description import DYNAMIC, STATIC
 
 
 class StaticScheme(FusesNorms, AscendW8A8LinearMethod):
-    """W8A8, and W8A8S, which is stored and computed alike: vllm-ascend has none for it here."""
+    """W8A8, and W8A8S with the same tensors and arithmetic; vllm-ascend has no scheme for W8A8S."""
 
 
 class DynamicScheme(AscendW8A8DynamicLinearMethod):
-    """W8A8_DYNAMIC, with the scale of the weights in float32, as float16 results demand."""
+    """W8A8_DYNAMIC, with the weights' scale in float32, which the operator needs for float16."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         super().process_weights_after_loading(layer)

@@ -7,17 +7,14 @@
 | from 2025-10-25             | `text_config`    | `rope_scaling`, `rope_theta`, ...     |
 | by transformers 5           | `text_config`    | `rope_parameters`                     |
 
-`normalise` turns each into the last. `register_config` makes transformers read them through it, so
-vLLM, the tokenizer and the network all see the same object.
+`normalise` turns each into the last; `processing.hf_config` makes transformers read config.json
+through it. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from transformers import AutoConfig
-from transformers.models.glm4v.configuration_glm4v import Glm4vConfig as TransformersGlm4vConfig
 
 from vllm_glm41v_npu.checkpoint.config_rope import ROPE_KEYS, ConfigError, rope_parameters
 from vllm_glm41v_npu.checkpoint.tokens import first, mark_ids
@@ -56,13 +53,13 @@ VISION_SIZES = (
     "temporal_patch_size",
 )
 ACTIVATIONS = ("silu", "swish")
-"""What transformers calls the activation of both towers."""
+"""transformers' names of the activation of both towers."""
 
 TIED = "tie_word_embeddings"
 
 
 def normalise(config: Mapping[str, Any], source: str = "config.json") -> Json:
-    """Any of the three forms to that of transformers 5; what is already in it stays as it is.
+    """Return any of the three forms in that of transformers 5, in which settings stay as they are.
 
     Args:
         config: The parsed config.json.
@@ -97,7 +94,7 @@ def normalise(config: Mapping[str, Any], source: str = "config.json") -> Json:
 
 
 def _text_part(config: Json, source: str) -> Json:
-    """The text settings, taken out of the top level where an older file keeps them."""
+    """Return the text settings, taken out of the top level where an older file keeps them."""
     nested = config.get("text_config")
     text = {key: value for key, value in (nested or {}).items() if key != "model_type"}
     for key in (*TEXT_SIZES, *TEXT_OPTIONS):
@@ -125,7 +122,7 @@ def _require(part: Json, keys: tuple[str, ...], source: str, where: str) -> None
 
 
 def _check_fixed(text: Json, vision: Json, source: str) -> None:
-    """Settings of which the network has one value."""
+    """Check the settings of which the network has one value."""
     head_dim = text["hidden_size"] // text["num_attention_heads"]
     fixed = ((text, "head_dim", head_dim), (vision, "temporal_patch_size", 2))
     for part, key, only in fixed:
@@ -138,7 +135,7 @@ def _check_fixed(text: Json, vision: Json, source: str) -> None:
 
 
 def _check_activations(parts: Mapping[str, Json], source: str) -> None:
-    """The network computes one activation, whatever config.json says."""
+    """Check the activation: the network computes one, whatever config.json says."""
     for name, part in parts.items():
         found = part.get("hidden_act")
         if found not in (None, *ACTIVATIONS):
@@ -150,7 +147,7 @@ def _check_activations(parts: Mapping[str, Json], source: str) -> None:
 
 
 def _check_sizes(text: Json, vision: Json, source: str) -> None:
-    """Sizes that must agree with each other."""
+    """Check the sizes that must agree with each other."""
     divisions = (
         (text, "hidden_size", "num_attention_heads"),
         (text, "num_attention_heads", "num_key_value_heads"),
@@ -179,21 +176,3 @@ def _token_ids(config: Json, text: Json, source: str) -> dict[str, int]:
                 f"{text['vocab_size']} ('vocab_size'). Give the id that the tokenizer has for it."
             )
     return ids
-
-
-class Glm4vConfig(TransformersGlm4vConfig):
-    """transformers' config of the model, from any of the three forms.
-
-    It keeps the name of its base, by which transformers finds the classes that go with it.
-    """
-
-    @classmethod
-    def from_dict(cls, config_dict: Json, **kwargs: Any) -> Any:
-        name = kwargs.get("name_or_path") or config_dict.get("_name_or_path")
-        source = f"{name}/config.json" if name else "config.json"
-        return super().from_dict(normalise(config_dict, source), **kwargs)
-
-
-def register_config() -> None:
-    """Make `AutoConfig`, and so vLLM, read `model_type` glm4v through `Glm4vConfig`."""
-    AutoConfig.register(Glm4vConfig.model_type, Glm4vConfig, exist_ok=True)

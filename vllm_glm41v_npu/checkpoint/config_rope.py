@@ -3,7 +3,7 @@
 
 transformers 5 writes `rope_parameters`, older releases `rope_scaling`, and model cards tell users
 to add one of them. Where several are there, they are merged, and what contradicts is refused:
-transformers would let one win. Imports neither torch nor transformers.
+transformers would take one of them. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class ConfigError(ValueError):
 
 
 def rope_parameters(inner: Mapping[str, Any], outer: Mapping[str, Any], source: str) -> Json:
-    """The rope settings in the form of transformers 5, complete.
+    """Return the rope settings in the form of transformers 5, complete.
 
     Args:
         inner: The text settings.
-        outer: What the top level of the file says beside them.
+        outer: The rope settings at the top level of the file.
         source: The file, for error messages.
 
     Raises:
@@ -65,7 +65,7 @@ def rope_parameters(inner: Mapping[str, Any], outer: Mapping[str, Any], source: 
 
 
 def _level(part: Mapping[str, Any], source: str) -> Json:
-    """What one level says: `rope_scaling` beside `rope_parameters` adds to it, as a user means."""
+    """Return the settings of one level; those of `rope_scaling` go beside `rope_parameters`'."""
     rope, added = (_block(part, name, source) for name in BLOCKS)
     for key in rope.keys() & added.keys():
         if rope[key] != added[key] and (key, rope[key]) != ("rope_type", "default"):
@@ -81,7 +81,7 @@ def _level(part: Mapping[str, Any], source: str) -> Json:
 
 
 def _block(part: Mapping[str, Any], name: str, source: str) -> Json:
-    """One block, with its type under `rope_type`, which older files call `type`."""
+    """Return one block, with its type under `rope_type`, which older files call `type`."""
     block = part.get(name)
     if not isinstance(block, Mapping | None):
         raise ConfigError(f"{source}: {name!r} is {block!r}; a mapping is needed.")
@@ -97,7 +97,7 @@ def _block(part: Mapping[str, Any], name: str, source: str) -> Json:
 
 
 def _both_levels(inner: Json, outer: Json, source: str) -> Json:
-    """The text settings' own, unless the type is changed at the top level alone."""
+    """Return the text settings' own values, unless the top level alone changes the type."""
     if outer.get("rope_type", "default") == "default":
         return outer | inner
     if inner.get("rope_type") == "default":

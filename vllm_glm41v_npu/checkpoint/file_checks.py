@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of a checkpoint's files, found without a weight being read; torch-free.
 
-The same checks refuse it when vLLM starts (`check_files`) and are told by `glm41v doctor`.
-What is wrong with config.json itself, `config.normalise` says, to both likewise.
+The same checks refuse it when vLLM starts (`check_files`) and are reported by `glm41v doctor`.
+Faults of config.json itself are found by `config.normalise`, for both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_glm41v_npu.checkpoint import other_tools
 from vllm_glm41v_npu.checkpoint.description import Description, DescriptionError, unsupported
-from vllm_glm41v_npu.checkpoint.folder import Checkpoint
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint, local_folder
 from vllm_glm41v_npu.checkpoint.problem import Problem
 from vllm_glm41v_npu.checkpoint.processor_files import PICTURES, VIDEOS, unknown_video_class
 from vllm_glm41v_npu.checkpoint.tokens import MARKS, ids_of_tokenizer, mark_ids
@@ -36,17 +36,17 @@ class BadCheckpoint(ValueError):
 
 
 def problems(
-    checkpoint: Checkpoint, on_ascend: bool | None, tokenizer: Checkpoint | None = None
+    checkpoint: Checkpoint, stack: str | None, tokenizer: Checkpoint | None = None
 ) -> Iterator[Problem]:
-    """Everything that is wrong with the files, the gravest first.
+    """Yield everything that is wrong with the files, the gravest first.
 
     Args:
         checkpoint: Its folder.
-        on_ascend: Whether vllm-ascend would run it, None where that is not known.
+        stack: The backend's (`Backend.stack`), None where that is not known.
         tokenizer: The folder of its tokenizer, where that is another.
     """
     tokenizer = tokenizer or checkpoint
-    yield from quantization(checkpoint, on_ascend)
+    yield from quantization(checkpoint, stack)
     yield from tensor_names(checkpoint)
     yield from companions(checkpoint, tokenizer)
     yield from token_ids(checkpoint, tokenizer)
@@ -54,22 +54,22 @@ def problems(
     yield from chat_template(checkpoint, tokenizer)
 
 
-def quantization(checkpoint: Checkpoint, on_ascend: bool | None) -> Iterator[Problem]:
-    """Types and tools that nothing here computes."""
+def quantization(checkpoint: Checkpoint, stack: str | None) -> Iterator[Problem]:
+    """Yield types and tools that nothing here computes."""
     try:
         description = Description.read(checkpoint.folder)
     except DescriptionError as error:
         yield Problem(other_tools.NAME, str(error).rstrip("."), "Copy the checkpoint again.")
         return
     if description is None:
-        yield from other_tools.problems(checkpoint, on_ascend)
+        yield from other_tools.problems(checkpoint, stack)
         return
     if problem := unsupported(description):
         yield problem
 
 
 def tensor_names(checkpoint: Checkpoint) -> Iterator[Problem]:
-    """Names that are another tool's."""
+    """Yield tensor names that are another tool's."""
     for beginning, what in WRAPPERS.items():
         named = next((name for name in checkpoint.tensors if name.startswith(beginning)), None)
         if named is not None:
@@ -78,7 +78,7 @@ def tensor_names(checkpoint: Checkpoint) -> Iterator[Problem]:
 
 
 def companions(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
-    """Files beside the weights that a download or a tool left out."""
+    """Yield files beside the weights that a download or a tool left out."""
     missing = [name for name in TOKENIZER_FILES if not tokenizer.has(name)]
     if not PICTURES.read(checkpoint.read_json)[1]:
         missing.append(PICTURES.files[0])
@@ -88,7 +88,7 @@ def companions(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Proble
 
 
 def token_ids(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
-    """Marks of pictures and videos that config.json and the tokenizer number differently."""
+    """Yield marks of pictures and videos whose ids in config.json are not the tokenizer's."""
     known, config = ids_of_tokenizer(tokenizer), checkpoint.config
     if known is None or config is None:
         return
@@ -109,14 +109,14 @@ def token_ids(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem
 
 
 def videos(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
-    """A video processor of another class, with which pictures and text are served alone."""
+    """Yield a video processor of another class, with which only pictures and text are served."""
     problem = unknown_video_class(VIDEOS.read(checkpoint.read_json)[1])
     if problem is not None:
         yield problem
 
 
 def chat_template(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Problem]:
-    """No template, with which vLLM starts and refuses every chat."""
+    """Yield that there is no template: vLLM starts without one, and refuses every chat."""
     if template_file(checkpoint) is None and template_file(tokenizer) is None:
         advice = (
             "Chat requests would be refused: copy chat_template.jinja from the original model, or "
@@ -126,7 +126,7 @@ def chat_template(checkpoint: Checkpoint, tokenizer: Checkpoint) -> Iterator[Pro
 
 
 def template_file(checkpoint: Checkpoint) -> str | None:
-    """The file that has the chat template."""
+    """Return the file that has the chat template; None where there is none."""
     for name in ("chat_template.jinja", "chat_template.json"):
         if checkpoint.has(name):
             return name
@@ -134,18 +134,16 @@ def template_file(checkpoint: Checkpoint) -> str | None:
     return name if (checkpoint.read_json(name) or {}).get("chat_template") else None
 
 
-def check_files(model_config: Any, on_ascend: bool) -> None:
+def check_files(model_config: Any, stack: str) -> None:
     """Refuse a checkpoint that would not load, or compute something else, before it is loaded.
 
     Args:
         model_config: vLLM's, of a folder or a hub model.
-        on_ascend: Whether vllm-ascend runs it.
+        stack: The backend's.
 
     Raises:
         BadCheckpoint: The message names the folder, what was found, and what to do.
     """
-    from vllm_glm41v_npu.quant.recognition import local_folder
-
     if model_config.skip_tokenizer_init:  # nothing is asked of it but ids, and no pictures
         return
     wanted = ["*.json", "*.jinja"]
@@ -153,7 +151,7 @@ def check_files(model_config: Any, on_ascend: bool) -> None:
     tokenizer = folder
     if model_config.tokenizer not in (None, model_config.model):
         tokenizer = local_folder(model_config.tokenizer, wanted, model_config.tokenizer_revision)
-    for problem in problems(Checkpoint(folder), on_ascend, Checkpoint(tokenizer)):
+    for problem in problems(Checkpoint(folder), stack, Checkpoint(tokenizer)):
         if problem.fatal:
             raise BadCheckpoint(f"{folder}: {problem}")
         logger.warning("%s: %s: %s", folder, problem.name, problem)

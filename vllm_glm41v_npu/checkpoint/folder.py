@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's folder, and what its files say without a weight being read.
+"""A checkpoint's folder: where it is, and what its files say without a weight being read.
 
-Neither torch nor safetensors is loaded.
+Importing this module loads neither torch nor safetensors.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,18 +22,10 @@ Json = dict[str, Any]
 INDEX = "model.safetensors.index.json"
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""What safetensors calls dtypes, and torch."""
+"""Names of float dtypes: safetensors' to torch's."""
 
 LARGEST_HEADER = 100_000_000  # safetensors refuses more
 LFS_POINTER = b"version https://git-lfs"
-
-WRAPPER = ".module."
-"""What msModelSlim's form for MindIE has in the names of the norms that it wraps."""
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name without the wrapper's part."""
-    return name.replace(WRAPPER, ".")
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Tensor:
     file: str
 
     def size_in(self, dtype: str) -> int:
-        """Its bytes where floats are loaded in `dtype`."""
+        """Return its bytes where floats are loaded in `dtype`."""
         if self.dtype not in FLOATS or dtype not in FLOAT_BYTES:
             return self.size
         return math.prod(self.shape) * FLOAT_BYTES[dtype]
@@ -55,7 +49,7 @@ class BadFile(ValueError):
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors that a safetensors file holds, checked against the file's size.
+    """Return the tensors that a safetensors file holds, checked against the file's size.
 
     Raises:
         BadFile: The file is cut short, or no safetensors file.
@@ -91,17 +85,17 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 class Checkpoint:
-    """What is in `folder`; every property reads its files once."""
+    """A checkpoint in `folder`; every property reads its files once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def has(self, *names: str) -> bool:
-        """Whether any of these files is there."""
+        """Return whether any of these files is there."""
         return any((self.folder / name).exists() for name in names)
 
     def read_json(self, name: str) -> Json | None:
-        """The object in a file; None where there is no such file, or no object in it."""
+        """Return the object in a file; None where there is no such file, or no object in it."""
         try:
             value = json.loads((self.folder / name).read_text())
         except (OSError, ValueError):
@@ -169,9 +163,36 @@ class Checkpoint:
 
     @cached_property
     def quantization_config(self) -> Json | None:
-        """As another tool than msModelSlim writes it into config.json."""
+        """The settings that another tool than msModelSlim has written into config.json."""
         for part in (self.config or {}, self.text_config):
             for key in ("quantization_config", "compression_config"):
                 if isinstance(part.get(key), dict):
                     return part[key]
         return None
+
+
+def local_folder(
+    model: str,
+    patterns: Sequence[str],
+    revision: str | None = None,
+    download_dir: str | None = None,
+) -> Path:
+    """Return a checkpoint's folder; a hub model's files of these patterns are fetched if need be.
+
+    Args:
+        model: A folder, or a model of the hub.
+        patterns: Of the files that are needed, such as "*.json".
+        revision: The hub model's.
+        download_dir: The folder to keep a hub model in; None for the hub's own cache.
+    """
+    if os.path.isdir(model):
+        return Path(model)
+
+    from vllm.model_executor.model_loader import weight_utils
+
+    found = weight_utils.maybe_download_from_modelscope(
+        model, revision, download_dir, allow_patterns=list(patterns)
+    )
+    if found is None:
+        found = weight_utils.download_weights_from_hf(model, download_dir, list(patterns), revision)
+    return Path(found)

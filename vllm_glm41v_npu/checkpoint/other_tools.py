@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints that other tools quantized load on which backend; torch-free.
+"""Checkpoints that other tools quantized, and the backends on which they load; torch-free.
 
 vLLM's own methods compute them, and `models/packed.py` puts their channels in this network's order.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU
 from vllm_glm41v_npu.checkpoint.description import DESCRIPTION, METHOD
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.checkpoint.problem import Problem
@@ -29,13 +30,16 @@ NOWHERE = {
 }
 """Tools whose weights nothing here computes, and why."""
 
-ON_CPU = (COMPRESSED_TENSORS, "awq", "gptq", "fp8")
-ON_ASCEND = (COMPRESSED_TENSORS,)
-"""Tools whose weights load; on Ascend vllm-ascend runs no other on these chips."""
+LOADS = {
+    ON_CPU: (COMPRESSED_TENSORS, "awq", "gptq", "fp8"),
+    ON_ASCEND: (COMPRESSED_TENSORS,),
+}
+"""Tools whose weights load, by the stack; vllm-ascend runs no other on these chips."""
+WHERE = {ON_CPU: "CPUs", ON_ASCEND: "Ascend"}
 
 
 def tool_of(checkpoint: Checkpoint) -> str | None:
-    """The tool that quantized a checkpoint as config.json says it, None where it says none.
+    """Return the tool that quantized a checkpoint, by config.json; None where it names none.
 
     msModelSlim's form for MindIE has a `quantization_config` that names no method; MLX writes one
     of `bits` and `group_size` alone.
@@ -50,12 +54,12 @@ def tool_of(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def problems(checkpoint: Checkpoint, on_ascend: bool | None) -> Iterator[Problem]:
-    """Why a checkpoint that has no description of msModelSlim's does not load.
+def problems(checkpoint: Checkpoint, stack: str | None) -> Iterator[Problem]:
+    """Yield why a checkpoint that has no description of msModelSlim's does not load.
 
     Args:
         checkpoint: Its folder.
-        on_ascend: Whether vllm-ascend would run it, None where that is not known.
+        stack: The backend's (`Backend.stack`), None where that is not known.
     """
     tool = tool_of(checkpoint)
     if tool is None:
@@ -66,16 +70,16 @@ def problems(checkpoint: Checkpoint, on_ascend: bool | None) -> Iterator[Problem
         yield Problem(NAME, f"{found} by its config.json, and there is no {DESCRIPTION}", advice)
     elif tool in NOWHERE:
         yield Problem(NAME, f"{found}, {NOWHERE[tool]}", INSTEAD)
-    elif on_ascend is not None:
-        loads, where = (ON_ASCEND, "Ascend") if on_ascend else (ON_CPU, "CPUs")
+    elif stack is not None:
+        loads = LOADS[stack]
         if tool not in loads:
-            yield Problem(NAME, f"{found}, and on {where} {', '.join(loads)} load", INSTEAD)
-        elif reason := _unsupported(checkpoint.quantization_config or {}, on_ascend):
+            yield Problem(NAME, f"{found}, and on {WHERE[stack]} {', '.join(loads)} load", INSTEAD)
+        elif reason := _unsupported(checkpoint.quantization_config or {}, stack == ON_ASCEND):
             yield Problem(NAME, f"{found} with {reason}", INSTEAD)
 
 
 def _unsupported(config: Json, on_ascend: bool) -> str | None:
-    """What is wrong with the settings of a tool whose weights may load."""
+    """Return what is wrong with the settings of a tool whose weights may load; None for nothing."""
     method = str(config.get("quant_method")).lower()
     if method == "fp8":
         return None if config.get("weight_block_size") else _FLOAT8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file of a checkpoint has the settings of pictures or videos, and whose class they are for.
+"""The files of a checkpoint with the settings of pictures and videos, and the class they are for.
 
 The order is transformers' own. Imports neither torch nor transformers.
 """
@@ -17,18 +17,18 @@ Read = Callable[[str], Json | None]
 """A function from the name of a checkpoint's file to the object in it, or None."""
 
 ALL = "processor_config.json"
-"""Where transformers 5 saves the settings of all processors; it goes first."""
+"""The file in which transformers 5 saves the settings of all processors; it goes first."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where settings may be: a key of ALL, else the first file that is there."""
+    """A place of settings: a key of ALL, else the first file that is there."""
 
     section: str
     files: tuple[str, ...]
 
     def read(self, read: Read) -> tuple[str, Json]:
-        """The file's name and its settings, which are empty where there is none."""
+        """Return the file's name and its settings, which are empty where there is none."""
         everything = read(ALL) or {}
         if self.section in everything:
             return ALL, everything[self.section]
@@ -47,7 +47,9 @@ VIDEO_CLASS = "Glm4vVideoProcessor"
 
 
 def unknown_video_class(settings: Json) -> Problem | None:
-    """Why no video of this checkpoint is taken: another class's frames and seconds are others.
+    """Return why no video of this checkpoint is taken; None where videos are.
+
+    Another class takes other frames and seconds of a video.
 
     Args:
         settings: Those of VIDEOS.

@@ -6,19 +6,29 @@ Nothing but the config is needed: neither torch nor vLLM is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-TEXT = "language_model.model."
-VISION = "visual."
-"""What the names in the network begin with."""
+from vllm_glm41v_npu.checkpoint.names import (
+    EMBEDDING,
+    HEAD,
+    LAYER_NORM,
+    NETWORK,
+    layer_parts,
+    split_name,
+)
 
 Shape = tuple[int, ...]
 
 
+def head_size(text_config) -> int:
+    """Return the channels of a decoder head."""
+    return text_config.hidden_size // text_config.num_attention_heads
+
+
 def _text_shapes(config) -> Iterator[tuple[str, Shape]]:
     hidden, inner = config.hidden_size, config.intermediate_size
-    head_dim = hidden // config.num_attention_heads
+    head_dim = head_size(config)
     yield "embed_tokens.weight", (config.vocab_size, hidden)
     yield "norm.weight", (hidden,)
     for index in range(config.num_hidden_layers):
@@ -61,38 +71,40 @@ def _vision_shapes(config) -> Iterator[tuple[str, Shape]]:
     yield "downsample.weight", (out, hidden, merge, merge)
     yield "downsample.bias", (out,)
     yield "merger.proj.weight", (out, out)
-    yield "merger.post_projection_norm.weight", (out,)
-    yield "merger.post_projection_norm.bias", (out,)
+    yield f"merger.{LAYER_NORM}.weight", (out,)
+    yield f"merger.{LAYER_NORM}.bias", (out,)
     yield from _swiglu_shapes("merger.", out, config.intermediate_size)
 
 
 def checkpoint_shapes(config) -> dict[str, Shape]:
-    """Every tensor of a float checkpoint: its name after `weights.HF_TO_VLLM`, and its shape on
-    disk."""
-    shapes = {TEXT + name: shape for name, shape in _text_shapes(config.text_config)}
-    shapes |= {VISION + name: shape for name, shape in _vision_shapes(config.vision_config)}
+    """Return every tensor of a float checkpoint: its name in the network, and its shape on disk."""
+    shapes = {NETWORK.text + name: shape for name, shape in _text_shapes(config.text_config)}
+    vision = _vision_shapes(config.vision_config)
+    shapes |= {NETWORK.vision + name: shape for name, shape in vision}
     if not config.tie_word_embeddings:
-        shapes["language_model.lm_head.weight"] = shapes[TEXT + "embed_tokens.weight"]
+        shapes[HEAD] = shapes[EMBEDDING]
     return shapes
 
 
-def fused_name(part: str) -> str:
-    """The tensor that a part of the decoder's gate_up_proj belongs to."""
-    return part.replace(".gate_proj.", ".gate_up_proj.").replace(".up_proj.", ".gate_up_proj.")
+def part_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the parts of each layer that the published checkpoint has fused.
 
+    These are the decoder's gate and up projections; some trainers write them as two tensors.
 
-def part_shapes(shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """The decoder's gate and up projections where they are two tensors, as some trainers write."""
-    return {
-        name.replace(".gate_up_proj.", part): (rows // 2, *rest)
-        for name, (rows, *rest) in shapes.items()
-        if name.startswith(TEXT) and ".gate_up_proj." in name
-        for part in (".gate_proj.", ".up_proj.")
-    }
+    Args:
+        shapes: As `checkpoint_shapes` returns them.
+    """
+    found: dict[str, Shape] = {}
+    for name, (rows, *rest) in shapes.items():
+        layer, suffix = split_name(name)
+        parts = layer_parts(layer)
+        if parts != (layer,):
+            found |= {f"{part}.{suffix}": (rows // len(parts), *rest) for part in parts}
+    return found
 
 
 def uneven(config: Any, tp_size: int) -> list[str]:
-    """What `tp_size` ranks cannot share evenly, each with its number."""
+    """Return what `tp_size` ranks cannot share evenly, each with its number."""
     text, vision = config.text_config, config.vision_config
     sizes = {
         "attention heads": text.num_attention_heads,

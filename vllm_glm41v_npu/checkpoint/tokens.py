@@ -29,22 +29,25 @@ MARKS = {
     "video_start_token_id": Mark("<|begin_of_video|>", 151341),
     "video_end_token_id": Mark("<|end_of_video|>", 151342),
 }
-"""By the key of config.json, which older files leave out."""
+"""Key of config.json, which older files leave out, to mark."""
 
 
 def first(key: str, *parts: Mapping[str, Any], default: Any = None) -> Any:
-    """The value of `key` in the first part that has one."""
+    """Return the value of `key` in the first part that has one."""
     return next((part[key] for part in parts if part.get(key) is not None), default)
 
 
 def mark_ids(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, int]:
-    """The ids of the marks: of config.json's top level, else of its text settings, where some
-    converters write them alone, else the published ones."""
+    """Return the ids of the marks.
+
+    They stand at config.json's top level, or, by some converters, in its text settings alone;
+    where they are left out, they are the published ones.
+    """
     return {key: first(key, config, text, default=mark.published) for key, mark in MARKS.items()}
 
 
 def ids_of_tokenizer(tokenizer: Checkpoint) -> dict[str, int] | None:
-    """Text to id of what a folder's tokenizer.json knows, None where it cannot be read."""
+    """Return text to id of a folder's tokenizer.json; None where it cannot be read."""
     content = tokenizer.read_json("tokenizer.json")
     if content is None:
         return None

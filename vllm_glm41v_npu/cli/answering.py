@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of `glm41v run` as they come: on the terminal, in the output, and added up."""
+"""Answers of `glm41v run` as they come: printed, written to the output, and summed up."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_glm41v_npu.cli.errors import fail
-from vllm_glm41v_npu.cli.printing import echo, one_line
+from vllm_glm41v_npu.cli.terminal import echo, fail, one_line
 from vllm_glm41v_npu.offline.answers import (
     MINDIE_COLUMNS,
     Answer,
@@ -34,10 +33,10 @@ def answer_all(
     quiet: bool,
     given: list[Answer] | None = None,
 ) -> list[Answer]:
-    """Answers to all tasks, without their texts; ends the command in a sentence if it must.
+    """Answer all tasks; return the answers without texts. End the command in a sentence if need be.
 
     Args:
-        given: What is returned, also filled where the command ends before the last task.
+        given: The list to fill and return; it is filled also where the command ends early.
     """
     from rich.console import Console
     from rich.progress import (
@@ -91,7 +90,7 @@ def _write(file: AnswerFile, answer: Answer, before: int) -> None:
 
 
 def _print(answer: Answer, quiet: bool) -> None:
-    """One line for an error; an answer may have several."""
+    """Print one answer or error; an error takes one line, an answer may take several."""
     if answer.error:
         echo(f"{one_line(answer.id)} failed: {one_line(answer.error)}", err=True)
     elif not quiet:

@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import check_installed, fail
-from vllm_glm41v_npu.cli.printing import echo
 from vllm_glm41v_npu.cli.start import fitted
+from vllm_glm41v_npu.cli.terminal import check_installed, echo, fail
+from vllm_glm41v_npu.family import PUBLISHED_NAME
 from vllm_glm41v_npu.processing.media_files import data_url, kind_of, read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HUB_MODEL = "zai-org/GLM-4.1V-9B-Thinking"
 LARGEST = 4 << 30
-"""Bytes of a file that are read; of what the engine takes, it has limits of its own."""
+"""The most bytes of a file that are read; the engine has smaller limits itself."""
 
 
 def ask(
     files: Annotated[list[Path], typer.Argument(help="Pictures and videos, all of one request.")],
     question: Annotated[str, typer.Option(help="What to ask.")] = "Describe what you see.",
-    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = HUB_MODEL,
+    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = PUBLISHED_NAME,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
 ) -> None:
@@ -63,7 +62,7 @@ class Video(NamedTuple):
 
 
 def conversation(media: Sequence[Image | Video], question: str) -> list[Any]:
-    """One user message of pictures and videos, then text, for `LLM.chat`."""
+    """Return one user message of pictures and videos, then text, for `LLM.chat`."""
     parts = [*map(_part, media), {"type": "text", "text": question}]
     return [{"role": "user", "content": parts}]
 
@@ -81,7 +80,7 @@ def _counts(media: Sequence[Image | Video]) -> dict[str, int]:
 
 
 def _open(path: Path) -> Image | Video:
-    """A decoded picture, or a video file, by its content; ends the command where it is neither."""
+    """Return a decoded picture or a video file, by content; end the command where it is neither."""
     try:
         data = read_file(path, LARGEST)
     except OSError as error:

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_glm41v_npu.checkpoint.folder import BadFile, Checkpoint, read_header
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 if TYPE_CHECKING:
     from vllm_glm41v_npu.checkpoint.description import Description
     from vllm_glm41v_npu.quant.w8a8sc.compressor import Encode, Layer
-    from vllm_glm41v_npu.quant.w8a8sc.split import Sink
+    from vllm_glm41v_npu.quant.w8a8sc.ranks import Sink
 
 CHIP_DTYPE = "float16"
 """The only dtype of Atlas 310P, and so of W8A8S."""
 
 
 class Codec(str, Enum):
-    """What writes the compressed stream."""
+    """The writer of the compressed stream."""
 
     portable = "portable"
     cann = "cann"
@@ -71,7 +71,7 @@ def compress(
 def run(
     source: Path, output: Path, tp_size: int, codec: str, encode: Encode, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the shards of `source` to `output`; the report, which is beside them too.
+    """Write the shards of `source` to `output`, and return the report, also written there.
 
     Raises:
         ValueError: `source` cannot be used, or `output` not be written.
@@ -83,7 +83,7 @@ def run(
         copy_small_files,
         new_folder,
     )
-    from vllm_glm41v_npu.quant.w8a8sc.saved import is_saved, shard_saved
+    from vllm_glm41v_npu.quant.w8a8sc.sources import is_saved, shard_saved
 
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; a W8A8S checkpoint was expected.")
@@ -94,13 +94,14 @@ def run(
             if is_saved(source):
                 biased = shard_saved(source, tp_size, compressor.add)
             else:
-                biased = _shard(source, description, tp_size, compressor.add)
+                config = _checked_config(source, description)
+                biased = shard_checkpoint(source, config, tp_size, compressor.add)
         copy_small_files(source, folder)
         return compressor.finish(_entries(description, biased))
 
 
 def _encoder(codec: Codec, cann_compressor: Path | None) -> tuple[str, Encode]:
-    """The codec's name in the record, and what encodes one weight."""
+    """Return the codec's name in the record, and its function that encodes one weight."""
     from vllm_glm41v_npu.quant.w8a8sc import cann, portable
     from vllm_glm41v_npu.quant.w8a8sc.record import CANN, PORTABLE
 
@@ -109,42 +110,70 @@ def _encoder(codec: Codec, cann_compressor: Path | None) -> tuple[str, Encode]:
     return CANN, partial(cann.encode, compressor=cann.find_compressor(cann_compressor))
 
 
-def _shard(source: Path, description: Description, tp_size: int, sink: Sink) -> bool:
-    """Check a checkpoint, and give `sink` every rank's tensors; whether norms have biases."""
+def _checked_config(source: Path, description: Description) -> Any:
+    """Return the config of a checkpoint, once its files are checked."""
     from transformers import AutoConfig
 
-    from vllm_glm41v_npu.checkpoint.config import register_config
     from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
-    from vllm_glm41v_npu.models.weights import vllm_name
+    from vllm_glm41v_npu.processing.hf_config import register_config
     from vllm_glm41v_npu.quant.validation import validate
-    from vllm_glm41v_npu.quant.w8a8sc.ranks import shard_checkpoint
 
     register_config()
     config = AutoConfig.from_pretrained(source)
-    shapes = checkpoint_shapes(config)
-    validate(Checkpoint(source), description, shapes, vllm_name, CHIP_DTYPE)
-    return shard_checkpoint(source, config, tp_size, sink)
+    validate(Checkpoint(source), description, checkpoint_shapes(config), CHIP_DTYPE)
+    return config
+
+
+def shard_checkpoint(source: Path, config: Any, tp_size: int, sink: Sink) -> bool:
+    """Give `sink` every rank's tensors of a checkpoint with its names on disk.
+
+    Args:
+        source: A W8A8S checkpoint of msModelSlim's, checked before.
+        config: Its config.
+        tp_size: Number of ranks.
+        sink: What takes the tensors.
+
+    Returns:
+        Whether RMSNorms have biases.
+
+    Raises:
+        ShardingError: So many ranks cannot share it.
+        WeightError: A tensor is unknown, misshapen, or missing.
+    """
+    from vllm_glm41v_npu.models.convert import Layout, convert
+    from vllm_glm41v_npu.processing.grid import PatchGeometry
+    from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
+    from vllm_glm41v_npu.quant.w8a8sc.ranks import share_out
+    from vllm_glm41v_npu.quant.w8a8sc.sources import Tensors
+
+    geometry = PatchGeometry.from_vision_config(config.vision_config)
+    settings = ImageSettings.from_pretrained(str(source), None, geometry)
+    tensors = Tensors.of_checkpoint(source)
+    biased = tensors.biased_norms()
+    stream = convert(tensors.items(biased), Layout(config, settings, quantized=True))
+    share_out(stream, config, tp_size, sink, biased)
+    return biased
 
 
 def _entries(description: Description, norm_biases: bool) -> dict[str, Any]:
-    """The description's entries of what the shards hold.
+    """Return the description's entries for the tensors in the shards.
 
-    vllm-ascend gives every RMSNorm a bias where any name holds "norm.bias", so that of the
-    merger's LayerNorm goes too, where the RMSNorms have none.
+    vllm-ascend gives every RMSNorm a bias where any name holds "norm.bias". So where the RMSNorms
+    have none, the entry of the merger's LayerNorm is left out too.
     """
-    from vllm_glm41v_npu.checkpoint.folder import plain_name
-    from vllm_glm41v_npu.quant.w8a8sc.split import LAYER_NORM, is_norm_bias
+    from vllm_glm41v_npu.checkpoint.names import is_norm_bias, plain_name
 
-    def stays(name: str) -> bool:
-        return norm_biases or not (is_norm_bias(name) or name.endswith(f"{LAYER_NORM}.bias"))
-
-    types = {plain_name(name): kind for name, kind in description.types.items() if stays(name)}
+    types = {
+        plain_name(name): kind
+        for name, kind in description.on_disk.items()
+        if norm_biases or not is_norm_bias(name)
+    }
     return {**description.extras, **types}
 
 
 @contextmanager
 def progress(source: Path) -> Iterator[Callable[[Layer], None]]:
-    """A bar on the terminal; what it gives is called after each weight."""
+    """Show a bar on the terminal; yields a function to call after each weight."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -155,7 +184,7 @@ def progress(source: Path) -> Iterator[Callable[[Layer], None]]:
 
 
 def int8_bytes(source: Path) -> int:
-    """Bytes of the int8 matrices of all the weight files in a folder.
+    """Return the bytes of the int8 matrices in all weight files of a folder.
 
     Raises:
         ValueError: One cannot be read.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glm41v doctor`: what works on this machine, and what to do about what does not."""
+"""`glm41v doctor`: checks of this machine, and advice where one fails."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_glm41v_npu.doctor import examine, report
+from vllm_glm41v_npu.doctor import examine, printing
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import worst
 
@@ -28,6 +28,6 @@ def doctor(
     for finding in examine(Context(model)):
         findings.append(finding)
         if not as_json:
-            typer.echo(report.line(finding))
-    typer.echo(report.as_json(findings) if as_json else report.verdict(findings))
+            typer.echo(printing.line(finding))
+    typer.echo(printing.as_json(findings) if as_json else printing.verdict(findings))
     raise typer.Exit(int(worst(findings) == "fail"))

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 LOOPBACK = "localhost,127.0.0.1,::1"
 
@@ -69,7 +69,7 @@ def page(
 
 
 def _address(server: str) -> str:
-    """Without a trailing /v1, which other clients want."""
+    """Return the server's address without a trailing /v1, which other clients want."""
     parts = urlsplit(server)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise typer.BadParameter(
@@ -80,7 +80,7 @@ def _address(server: str) -> str:
 
 
 def _set_up_gradio(folder: str) -> None:
-    """What it reads when it is imported: where uploads go, and to tell nobody of itself."""
+    """Set what gradio reads on import: the folder of uploads, and that it reports to nobody."""
     os.environ["GRADIO_TEMP_DIR"] = folder
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

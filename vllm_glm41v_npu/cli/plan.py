@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glm41v plan`: what fits the cards, and the least times they can take."""
+"""`glm41v plan`: the load that fits the cards, and the least times they can take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vllm_glm41v_npu.checkpoint.folder import Json
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 
 def plan(
@@ -68,9 +68,9 @@ def plan(
     """
     from vllm_glm41v_npu.planning import live
     from vllm_glm41v_npu.planning.chips import Figure, find_card, find_type
+    from vllm_glm41v_npu.planning.document import document
     from vllm_glm41v_npu.planning.load import Load
-    from vllm_glm41v_npu.planning.model import Model
-    from vllm_glm41v_npu.planning.report import document
+    from vllm_glm41v_npu.planning.model_size import Model
     from vllm_glm41v_npu.planning.roofline import COMPRESSED, Plan
 
     try:

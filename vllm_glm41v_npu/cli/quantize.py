@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,9 +111,11 @@ def _run(request: Request) -> Report:
 
 
 def _table(report: Report) -> Table:
-    """One row a layer; of the outliers only where the type has some."""
+    """Return a table of one row a layer, with outliers where the type has some."""
     from rich import box
     from rich.table import Table
+
+    from vllm_glm41v_npu.checkpoint.names import NEWER, OLDER
 
     table = Table("layer", "error", "input", "clipped", "alpha", box=box.SIMPLE)
     sparse = report.type == "W8A8S"
@@ -121,7 +123,7 @@ def _table(report: Report) -> Table:
         table.add_column("outliers")
     for layer in report.layers:
         row = [
-            layer.name.removeprefix("model.").removeprefix("language_model."),
+            layer.name.removeprefix(NEWER.text).removeprefix(OLDER.text),
             f"{layer.error:.2%}",
             f"{layer.low:.3g} .. {layer.high:.3g}",
             f"{layer.clipped:.3%}",

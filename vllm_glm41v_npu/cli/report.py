@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glm41v report`: where it went. To be removed in the release after 0.2."""
+"""`glm41v report`: its new place. To be removed in the release after 0.2."""
 
 from __future__ import annotations
 
 import typer
 
-from vllm_glm41v_npu.cli.errors import fail
+from vllm_glm41v_npu.cli.terminal import fail
 
 UNREAD = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -16,23 +16,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_glm41v_npu.checks import MICRO_BATCH
 from vllm_glm41v_npu.cli.answering import answer_all as _answer_all
 from vllm_glm41v_npu.cli.answering import check_outputs, report, write_table
-from vllm_glm41v_npu.cli.ask import HUB_MODEL
-from vllm_glm41v_npu.cli.decoding import (
+from vllm_glm41v_npu.cli.start import (
     DecodingLength,
     DynamicDecoding,
     ParallelDecoding,
     SpeculativeConfig,
+    fitted,
 )
-from vllm_glm41v_npu.cli.errors import check_installed, fail
-from vllm_glm41v_npu.cli.printing import echo, one_line
-from vllm_glm41v_npu.cli.start import fitted
+from vllm_glm41v_npu.cli.terminal import check_installed, echo, fail, one_line
 from vllm_glm41v_npu.decoding import settings as decoding
+from vllm_glm41v_npu.family import PUBLISHED_NAME
 from vllm_glm41v_npu.offline.answers import Answer, AnswerFile, summary
 from vllm_glm41v_npu.offline.sampling import check_sampling
 from vllm_glm41v_npu.offline.tasks import Task, TaskError, find_tasks
-from vllm_glm41v_npu.options import MICRO_BATCH
 from vllm_glm41v_npu.processing.media_files import kind_of
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def run(
         list[Path] | None,
         typer.Argument(help="Pictures, videos, folders of them, JSONL files of requests."),
     ] = None,
-    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = HUB_MODEL,
+    model: Annotated[str, typer.Option(help="A folder or a hub name.")] = PUBLISHED_NAME,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="The question; repeated, one a file, and the last for the rest."),
@@ -120,7 +119,7 @@ def run(
         if resume and not output:
             raise TaskError("--resume goes on with an --output, and none was given.")
         arguments = _engine_arguments(engine)
-        guesses = decoding.speculative_config(
+        drafts = decoding.speculative_config(
             parallel_decoding, decoding_length, dynamic_decoding, speculative_config
         )
         check_sampling(sampling)
@@ -148,7 +147,7 @@ def run(
                 "quantization": quantization,
                 "dtype": dtype,
                 "trust_remote_code": trust_remote_code,
-                "speculative_config": guesses,
+                "speculative_config": drafts,
                 "disable_log_stats": False,  # it is what knows the times
             }
             | arguments
@@ -167,7 +166,7 @@ def run(
         try:
             _answer_all(runner, left, answers, quiet, given)
         finally:  # of a run that was ended, too
-            report([*summary(given, time.perf_counter() - started), *runner.guesses()])
+            report([*summary(given, time.perf_counter() - started), *runner.draft_rows()])
             if mindie_csv:
                 write_table(mindie_csv, given, max_batch_size)
     if any(answer.error for answer in given):
@@ -175,7 +174,7 @@ def run(
 
 
 def _left(tasks: Sequence[Task], answers: AnswerFile | None) -> list[Task]:
-    """Tasks that are not answered; ends the command where none of them can be asked."""
+    """Return the tasks that are not answered; end the command where none of them can be asked."""
     left = [task for task in tasks if answers is None or task.id not in answers.done]
     if len(left) < len(tasks):
         echo(f"{len(tasks) - len(left)} of {len(tasks)} are answered already.", err=True)
@@ -202,7 +201,7 @@ def _engine_arguments(text: str) -> dict[str, Any]:
 
 
 def _most_media(tasks: Sequence[Task]) -> dict[str, int]:
-    """The most pictures and videos of a request; of conversations, vLLM's default."""
+    """Return the most pictures and videos of a request; nothing where there are conversations."""
     if any(task.messages for task in tasks):
         return {}
     counts = [Counter(map(kind_of, task.files)) for task in tasks]

@@ -11,14 +11,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vllm_glm41v_npu.cli.decoding import (
+from vllm_glm41v_npu.cli.start import (
     DecodingLength,
     DynamicDecoding,
     ParallelDecoding,
+    PortTaken,
     SpeculativeConfig,
+    check_port,
+    with_kv_cache,
 )
-from vllm_glm41v_npu.cli.errors import fail
-from vllm_glm41v_npu.cli.start import PortTaken, check_port, with_kv_cache
+from vllm_glm41v_npu.cli.terminal import fail
 from vllm_glm41v_npu.decoding import settings as decoding
 from vllm_glm41v_npu.planning.kv_cache import NoRoom
 from vllm_glm41v_npu.serving.command import Settings, SettingsError
@@ -59,7 +61,9 @@ def serve(
     speculative_config: SpeculativeConfig = None,
     micro_batch: Annotated[
         bool | None,
-        typer.Option(help="On 2 NPUs, compute one half of a large prefill as the other sums up."),
+        typer.Option(
+            help="On 2 NPUs, compute one half of a large prefill during the other's all-reduce."
+        ),
     ] = None,
     reasoning: Annotated[
         bool, typer.Option(help="Take answers apart into reasoning and content.")
@@ -133,7 +137,7 @@ def _check_port(settings: Settings) -> None:
 
 
 def _with_memory(settings: Settings, dry_run: bool) -> tuple[Settings, str | None]:
-    """The settings, and a note; a command that is only printed may be for another machine."""
+    """Return the settings and a note; a command that is only printed may be for another machine."""
     try:
         return with_kv_cache(settings)
     except NoRoom as no_room:
@@ -164,7 +168,7 @@ def _ids(text: str | None) -> tuple[int, ...] | None:
 
 
 def _run(settings: Settings) -> NoReturn:
-    """Become the server."""
+    """Run the server in place of this process."""
     beside = str(Path(sys.executable).parent)
     program = which("vllm", path=os.pathsep.join((beside, os.environ.get("PATH", ""))))
     if program is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of commands before vLLM starts: a server's port, and the memory of a CPU's host."""
+"""Start of vLLM by a command: options of parallel decoding, a free port, a CPU's memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,31 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from vllm_glm41v_npu.decoding.settings import Kind
 from vllm_glm41v_npu.planning.kv_cache import choose_kv_cache
 from vllm_glm41v_npu.serving.command import Settings
 
+ParallelDecoding = Annotated[
+    Kind | None, typer.Option(help="Draft several tokens a step; the answers stay the same.")
+]
+DecodingLength = Annotated[
+    int | None, typer.Option(help="The most draft tokens, 1 to 16; 5 for ngram, else 16.")
+]
+DynamicDecoding = Annotated[
+    bool | None, typer.Option(help="For memory: stop at a token that is likely wrong; the default.")
+]
+SpeculativeConfig = Annotated[
+    str | None, typer.Option(help="vLLM's own, in JSON, in place of --parallel-decoding.")
+]
+"""Options that several commands have."""
+
 WORDS = ("--host", "--port", "--uds", "--max-model-len", "--max-num-seqs", "--dtype")
 MEMORY = ("--kv-cache-memory-bytes", "--gpu-memory-utilization", "--config")
-"""Options of vLLM's that decide about the cache themselves, or may."""
+"""vLLM's options that decide the size of the cache, or may."""
 
 
 class PortTaken(ValueError):
@@ -27,7 +42,7 @@ class PortTaken(ValueError):
 
 
 def vllm_options(settings: Settings) -> dict[str, str]:
-    """Options of WORDS and MEMORY that vLLM will see, by their names; of two, the last counts."""
+    """Return the options of WORDS and MEMORY that vLLM will see; of two, the last counts."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in (*WORDS, *MEMORY):
         parser.add_argument(name, nargs="?", default=None, const="")
@@ -69,7 +84,7 @@ def _bind(host: str, port: int, reuse: bool) -> None:
 
 
 def _has_connections(port: int) -> bool:
-    """Whether the kernel lists a connection at a port of this machine, open or ending."""
+    """Return True where the kernel lists a connection at a port, open or ending."""
     lines: list[str] = []
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         with suppress(OSError):
@@ -89,9 +104,9 @@ def _refusal(host: str, port: int, error: OSError) -> str:
 
 
 def with_kv_cache(settings: Settings) -> tuple[Settings, str | None]:
-    """The settings with a size of the KV cache that fits a CPU's host, and what to say of it.
+    """Return the settings with a KV cache that fits a CPU's host, and a sentence about its size.
 
-    As they are where the size is set, and on NPUs, whose memory vLLM measures.
+    They stay as they are where the size is set, and on NPUs, whose memory vLLM measures.
 
     Raises:
         NoRoom: The model does not fit.
@@ -114,14 +129,14 @@ def with_kv_cache(settings: Settings) -> tuple[Settings, str | None]:
 
 
 def _number(text: str | None) -> int | None:
-    """The number in a text; None where it is none, such as vLLM's 8k."""
+    """Return the number in a text; None where it is none, such as vLLM's 8k."""
     return int(text) if text and text.isascii() and text.isdecimal() else None
 
 
 def fitted(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of vLLM's LLM, with a size of the KV cache that fits a CPU's host; says the size.
+    """Return arguments of vLLM's LLM with a KV cache that fits a CPU's host, and print its size.
 
-    As they are where the size is set, and on NPUs, whose memory vLLM measures.
+    They stay as they are where the size is set, and on NPUs, whose memory vLLM measures.
 
     Raises:
         NoRoom: The model does not fit.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Float32 linear layers on a CPU with AVX2, twice as fast for up to some 384 tokens at a time.
+"""Float32 linear layers on a CPU with AVX2, twice as fast for up to about 384 tokens at a time.
 
-There oneDNN, with which vLLM multiplies, reads a weight in place, as `in_features` rows of
-`out_features` numbers. GLM-4.1V's widths are multiples of 256, most of them of 1,024: the rows of
-a block then share a few sets of the cache and push each other out. Rows that are two cache lines
-longer are spread over all sets. With AVX-512 oneDNN packs weights, and needs no such help.
-`python -m benchmarks.network` shows what it gains in the time to first token.
+On such a CPU oneDNN, which vLLM multiplies with, reads a weight in place: `in_features` rows of
+`out_features` numbers. GLM-4.1V's widths are multiples of 256, most of them of 1,024, so the rows
+of a block share a few sets of the cache and evict each other. Rows that are two cache lines longer
+are spread over all sets. With AVX-512 oneDNN packs weights, and the longer rows would not help.
+`python -m benchmarks.network` shows the gain in the time to first token.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
-from vllm_glm41v_npu.backends import current_backend
-
 STEP = 32
-"""Numbers that a row gets more: two cache lines of 64 bytes."""
+"""Numbers by which a row grows: two cache lines of 64 bytes."""
 
 
 class SpacedLinearMethod(UnquantizedLinearMethod):
@@ -40,9 +38,9 @@ class SpacedLinearMethod(UnquantizedLinearMethod):
 
 
 def space_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Give the linear layers of `network`, of `dtype`, that method where it helps."""
+    """Let the linear layers of a network of this dtype use that method, where it helps."""
     avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    if current_backend().is_ascend or dtype != torch.float32 or not avx2:
+    if dtype != torch.float32 or not avx2:
         return
     for layer in network.modules():
         is_float = type(getattr(layer, "quant_method", None)) is UnquantizedLinearMethod

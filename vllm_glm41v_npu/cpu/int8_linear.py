@@ -10,7 +10,7 @@ A dynamic layer (W8A8_DYNAMIC) quantizes each token by its largest value, symmet
 
     y = (x_q . weight^T) * weight_scale * token_scale + bias
 
-W8A8SC is W8A8S whose weight is compressed on disk, and decoded when it is loaded.
+W8A8SC is W8A8S with a weight that is compressed on disk and decoded when it is loaded.
 
 Source: msmodelslim/pytorch/llm_ptq/llm_ptq_tools/save/complex_quantifier.py; rounding as in
 vllm-ascend's quantization/methods/w8a8_static.py and w8a8_dynamic.py.
@@ -27,6 +27,13 @@ from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinea
 from vllm.model_executor.utils import set_weight_attrs
 
 from vllm_glm41v_npu.checkpoint.description import COMPRESSED, DYNAMIC, RULES, SPARSE, STATIC, Rule
+from vllm_glm41v_npu.checkpoint.names import (
+    DEQ_SCALE,
+    INPUT_OFFSET,
+    INPUT_SCALE,
+    QUANT_BIAS,
+    WEIGHT_SCALE,
+)
 from vllm_glm41v_npu.cpu import kernels
 from vllm_glm41v_npu.quant.scales import float_scale
 from vllm_glm41v_npu.quant.w8a8sc import portable
@@ -36,19 +43,19 @@ from vllm_glm41v_npu.quant.w8a8sc.shards import Stored
 
 DTYPES = {
     "weight": torch.int8,
-    "input_offset": torch.int8,
-    "quant_bias": torch.int32,
-    "deq_scale": torch.float32,
+    INPUT_OFFSET: torch.int8,
+    QUANT_BIAS: torch.int32,
+    DEQ_SCALE: torch.float32,
 }
-"""Of parameters that are not in the network's dtype."""
+"""Dtypes of the parameters that are not in the network's dtype."""
 
 
 class Int8LinearMethod(LinearMethodBase):
-    """What all types share: the parameters are those that a layer of this type has on disk.
+    """Base of all types: its parameters are the tensors that a layer of this type has on disk.
 
     Args:
         kind: The type.
-        rules: What those tensors have to be, by their names.
+        rules: Shape and dtype of each of these tensors, by name.
     """
 
     dtypes: Mapping[str, torch.dtype] = DTYPES
@@ -77,14 +84,14 @@ class Int8LinearMethod(LinearMethodBase):
             if "K" in rule.shape:
                 placed["input_dim"] = 1
             set_weight_attrs(param, placed | attributes)
-            if name == "deq_scale":
+            if name == DEQ_SCALE:
                 param.weight_loader = _from_bits(param.weight_loader)
             layer.register_parameter(name, param)
 
     def _pack(self, layer: nn.Module) -> dict[str, torch.Tensor]:
-        """Pack the weight, and take the other loaded tensors off the layer."""
+        """Pack the weight, remove the other loaded tensors from the layer and return them."""
         packed = layer.packed_weight = kernels.pack_weight(layer.weight.data)
-        # vLLM's LoRA layers ask for the device of `weight`.
+        # vLLM's LoRA layers read the device of `weight`.
         layer.weight = nn.Parameter(packed.values, requires_grad=False)
         taken = {}
         for name in self.rules.keys() - {"weight", "bias"}:
@@ -94,23 +101,23 @@ class Int8LinearMethod(LinearMethodBase):
 
 
 class StaticLinearMethod(Int8LinearMethod):
-    """W8A8 and W8A8S. The layer's bias is in `quant_bias`, so the float one is not added."""
+    """W8A8 and W8A8S. `quant_bias` contains the layer's bias, so the float bias is not added."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         loaded = self._pack(layer)
-        layer.input_scale = loaded["input_scale"].item()
-        layer.input_offset = int(loaded["input_offset"])
-        layer.deq_scale = float_scale(loaded["deq_scale"])
-        # The ranks of a row-parallel layer add up; one of them adds the bias.
+        layer.input_scale = loaded[INPUT_SCALE].item()
+        layer.input_offset = int(loaded[INPUT_OFFSET])
+        layer.deq_scale = float_scale(loaded[DEQ_SCALE])
+        # The outputs of a row-parallel layer are all-reduced, so only one rank adds the bias.
         adds_bias = not isinstance(layer, RowParallelLinear) or layer.tp_rank == 0
-        layer.quant_bias = loaded["quant_bias"] if adds_bias else None
+        layer.quant_bias = loaded[QUANT_BIAS] if adds_bias else None
 
     def apply(
         self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """[..., K] to [..., N] in the dtype of x.
 
-        In float32 by msModelSlim's formula; in half precision as the NPU rounds in that dtype.
+        float32 follows msModelSlim's formula; half precision rounds as the NPU does in that dtype.
         """
         rows = x.reshape(-1, x.shape[-1])  # [M, K]
         rule: Literal["msmodelslim", "npu"] = "msmodelslim" if x.dtype == torch.float32 else "npu"
@@ -124,11 +131,11 @@ class StaticLinearMethod(Int8LinearMethod):
 class CompressedLinearMethod(StaticLinearMethod):
     """W8A8SC in the open codec: W8A8S, once its weight is decoded.
 
-    vLLM's sharded_state copies tensors as they are in the file, so that parameters have their
+    vLLM's sharded_state copies the file's tensors unchanged, so the parameters have the file's
     shapes and dtypes.
     """
 
-    dtypes = DTYPES | {"index": torch.int8, "info": torch.int64, "deq_scale": torch.int64}
+    dtypes = DTYPES | {"index": torch.int8, "info": torch.int64, DEQ_SCALE: torch.int64}
 
     def __init__(self, stored: Stored) -> None:
         static = {name: rule for name, rule in RULES[SPARSE].items() if rule.required}
@@ -137,7 +144,12 @@ class CompressedLinearMethod(StaticLinearMethod):
         self.stored = stored
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Raises ContainerError or ShardError where the weight is damaged, or of another shape."""
+        """Decode the weight, then go on as for W8A8S.
+
+        Raises:
+            ContainerError: The compressed weight is damaged.
+            ShardError: It has another shape than config.json says.
+        """
         parts = Compressed(*(getattr(layer, part).data for part in PARTS))
         weight = portable.decode(self.stored.name, parts, self.stored.checksum)
         expected = layer.output_size_per_partition, layer.input_size_per_partition
@@ -154,7 +166,7 @@ class DynamicLinearMethod(Int8LinearMethod):
     """W8A8_DYNAMIC."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        layer.deq_scale = self._pack(layer)["weight_scale"].float().flatten()  # [N, 1] -> [N]
+        layer.deq_scale = self._pack(layer)[WEIGHT_SCALE].float().flatten()  # [N, 1] -> [N]
 
     def apply(
         self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
@@ -176,11 +188,11 @@ METHODS: dict[str, type[Int8LinearMethod]] = {
     **dict.fromkeys(STATIC, StaticLinearMethod),
     DYNAMIC: DynamicLinearMethod,
 }
-"""Of the types whose tensors are the same in every checkpoint; W8A8SC's have sizes of their own."""
+"""Method of each type with a fixed set of tensors; the sizes of W8A8SC's vary by layer."""
 
 
 def _from_bits(loader: Callable[..., None]) -> Callable[..., None]:
-    """A weight loader that takes a scale as msModelSlim stores it."""
+    """Return a weight loader that takes a scale as msModelSlim stores it, as bits of a float32."""
 
     def load(param: nn.Parameter, scale: torch.Tensor, *shard: Any) -> None:
         loader(param, float_scale(scale), *shard)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--quantization ascend` is on the CPU; on Ascend that name belongs to vllm-ascend."""
+"""The config of `--quantization ascend` on the CPU; on Ascend, ascend/quant_config.py has it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from vllm_glm41v_npu.checkpoint.description import (
     RULES,
     Description,
     DescriptionError,
+    read_description,
 )
-from vllm_glm41v_npu.quant.recognition import read_description
+from vllm_glm41v_npu.family import is_our_config
 from vllm_glm41v_npu.quant.w8a8sc.shards import Stored, stored_weights
 
 
-class AscendConfig(QuantizationConfig):
-    """What runs each layer of a checkpoint in msModelSlim's format."""
+class CpuModelSlimConfig(QuantizationConfig):
+    """Chooses the method of each layer of a checkpoint in msModelSlim's format."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder: Path | None = None
-        self.on_disk: Description | None = None
         self.description: Description | None = None
 
     def get_name(self) -> Any:
@@ -44,45 +44,43 @@ class AscendConfig(QuantizationConfig):
 
     @classmethod
     def get_min_capability(cls) -> int:
-        return 0  # of a GPU
+        return 0  # a GPU's capability
 
     @staticmethod
     def get_config_filenames() -> list[str]:
-        return []  # MindIE's file is named after its type: `maybe_update_config` finds it
+        return []  # MindIE's file is named after the type: `maybe_update_config` finds it
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> AscendConfig:
-        """From config.json's `quantization_config`; MindIE's form has nothing there to know."""
+    def from_config(cls, config: dict[str, Any]) -> CpuModelSlimConfig:
+        """Make the config; config.json's `quantization_config` holds nothing that it needs."""
         return cls()
 
     @classmethod
     def override_quantization_method(
         cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
     ) -> Any:
-        """Take a `quantization_config` that names no method, as MindIE's form has it."""
+        """Accept a `quantization_config` that names no method, as MindIE's form has it."""
         unnamed = hf_quant_cfg is not None and not hf_quant_cfg.get("quant_method")
         return METHOD if unnamed and user_quant == METHOD else None
 
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Read the description, now that vLLM says which model it is.
+        """Read the description, now that vLLM names the model.
 
         Raises:
-            DescriptionError: There is none, or it cannot be used.
+            DescriptionError: There is none, it cannot be used, or the model is another.
         """
-        self.folder, self.on_disk = read_description(model_name, revision)
-        self.description = self.on_disk
-
-    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
-        """Call the described tensors as vLLM calls its layers."""
-        if self.on_disk is not None:
-            self.description = self.on_disk.renamed(
-                lambda name: hf_to_vllm_mapper.apply_list([name])[0]
+        if hf_config is not None and not is_our_config(hf_config):
+            raise DescriptionError(
+                f"{model_name} is of the model type {hf_config.model_type!r}; on a CPU "
+                f"--quantization {METHOD} runs GLM-4.1V alone. Leave the option out, or use "
+                "vllm-ascend on an NPU."
             )
+        self.folder, self.description = read_description(model_name, revision)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """None where nothing is quantized: attention, embeddings, the output projection.
+        """Return the layer's method; None for attention, embeddings and the output projection.
 
         Raises:
             DescriptionError: The layer is not described, or has a type that the CPU does not run.
@@ -108,7 +106,7 @@ class AscendConfig(QuantizationConfig):
 
     @property
     def quant_description(self) -> Mapping[str, str]:
-        """Tensor to type, by the names in vLLM; called as in vllm-ascend's config."""
+        """Types of tensors by their names in the network; the name is vllm-ascend's."""
         return {} if self.description is None else self.description.types
 
     def _stored(self, prefix: str) -> Stored:
@@ -122,7 +120,7 @@ class AscendConfig(QuantizationConfig):
 
     @cached_property
     def _compressed(self) -> dict[str, Stored]:
-        """This rank's weights of W8A8SC, by the layers' names."""
+        """This rank's compressed weights, by the names of their layers."""
         from vllm.distributed import get_tensor_model_parallel_rank
 
         assert self.folder is not None

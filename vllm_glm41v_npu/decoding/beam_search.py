@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Beam search that ends at each of a model's end tokens; GLM-4.1V has four."""
+"""Beam search that ends a beam at any of the model's end tokens; GLM-4.1V has four."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm.utils.async_utils import collect_from_async_generator
 
 
 def end_tokens(model_config: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's, and those of generation_config.json."""
+    """Return the ids that end an answer: the tokenizer's, and those of generation_config.json."""
     listed = model_config.try_get_generation_config().get("eos_token_id", [])
     listed = listed if isinstance(listed, list) else [listed]
     return frozenset({tokenizer.eos_token_id, *listed} - {None})
@@ -24,8 +24,11 @@ def end_tokens(model_config: Any, tokenizer: Any) -> frozenset[int]:
 class Beams:
     """The beams of one prompt.
 
-    prompt: as the engine takes it, with its media.
-    ends: ids of the end tokens; none of them where they are to be ignored.
+    Args:
+        prompt: The engine's form of the prompt, with its media.
+        params: Number of beams, longest answer and the like.
+        ends: Ids of the end tokens; empty where they are to be ignored.
+        lora: vLLM's LoRARequest, where an adapter is asked for.
     """
 
     def __init__(
@@ -40,10 +43,10 @@ class Beams:
         self._ends = ends
 
     def advance(self, outputs: Sequence[CompletionOutput]) -> None:
-        """Go on by a token; `outputs` have what comes next in each running beam."""
+        """Extend the beams by a token; `outputs` holds the likely next tokens of each one."""
         candidates: list[BeamSearchSequence] = []
         for beam, output in zip(self.running, outputs, strict=True):
-            if not output.logprobs:  # no token more fits
+            if not output.logprobs:  # no further token fits
                 beam.finish_reason = "length"
                 self._ended.append(beam)
                 continue
@@ -57,7 +60,7 @@ class Beams:
             self.running = []
 
     def best(self, tokenizer: Any) -> list[BeamSearchSequence]:
-        """The best `beam_width`, with their texts."""
+        """Return the best `beam_width` beams, with their texts."""
         found = sorted([*self._ended, *self.running], key=self._score, reverse=True)
         best = found[: self._params.beam_width]
         for beam in best:
@@ -83,12 +86,12 @@ class Beams:
         )
 
     def _score(self, beam: BeamSearchSequence) -> float:
-        """vLLM's score: the log-probability by the length, without an end token."""
+        """Return vLLM's score: log-probability over length, the end token not counted."""
         length = len(beam.tokens) - (beam.tokens[-1] in self._ends)
         return beam.cum_logprob / length**self._params.length_penalty
 
     def _is_settled(self) -> bool:
-        """Whether enough beams have ended that are better than the best running one."""
+        """Return whether enough ended beams are better than the best running one."""
         width = self._params.beam_width
         scores = sorted(map(self._score, self._ended), reverse=True)
         if len(scores) < width or not self.running:
@@ -97,7 +100,7 @@ class Beams:
 
 
 def _step(params: BeamSearchParams) -> SamplingParams:
-    """One token, with twice as many likely ones as there are beams."""
+    """Return parameters for one token, with the twice `beam_width` most likely ones listed."""
     return SamplingParams(
         logprobs=2 * params.beam_width, max_tokens=1, temperature=params.temperature
     )
@@ -111,9 +114,10 @@ async def search_online(
     lora_request: Any = None,
     trace_headers: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[RequestOutput, None]:
-    """vLLM's `BeamSearchOnlineMixin.beam_search`: one output, with all beams.
+    """Replace vLLM's `BeamSearchOnlineMixin.beam_search`: yields one output, with all beams.
 
-    Raises NotImplementedError about a prompt of embeddings.
+    Raises:
+        NotImplementedError: The prompt is embeddings.
     """
     _refuse_embeddings(prompt)
     tokenizer = handler.renderer.get_tokenizer()
@@ -151,9 +155,10 @@ def search_offline(
     use_tqdm: bool = False,
     concurrency_limit: int | None = None,
 ) -> list[BeamSearchOutput]:
-    """vLLM's `LLM.beam_search`, of `concurrency_limit` prompts at a time, without a progress bar.
+    """Replace vLLM's `LLM.beam_search`: `concurrency_limit` prompts at a time, no progress bar.
 
-    Raises NotImplementedError about a prompt of embeddings.
+    Raises:
+        NotImplementedError: A prompt is embeddings.
     """
     tokenizer = llm.renderer.get_tokenizer()
     ends = () if params.ignore_eos else end_tokens(llm.model_config, tokenizer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proposer of `--parallel-decoding memory`, as vLLM's `custom_class` wants one.
+"""The proposer of `--parallel-decoding memory`, with the methods that vLLM's `custom_class` needs.
 
 --speculative-config '{"method": "custom_class", "num_speculative_tokens": 15,
                        "model": "vllm_glm41v_npu.decoding.proposer.MemoryProposer"}'
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 MEDIA = ("image_token_id", "video_token_id")
-"""Of the model's config: tokens in whose place a prompt has pictures and videos."""
+"""Keys of the model's config: the tokens that stand for pictures and videos in a prompt."""
 
 TAIL = 16
-"""Tokens of its end by which, with its length, a text is known again."""
+"""Number of last tokens by which, together with its length, a text is recognized."""
 
 FEW = 4
-"""Requests of a step up to which a wrong guess costs little."""
+"""Largest number of requests in a step for which a wrong draft costs little."""
 
 
 class MemoryProposer:
-    """Guesses from the prompts and answers of all requests, the one that asks included.
+    """Drafts tokens from the prompts and answers of all requests, the same request included.
 
     Raises:
-        ValueError: More tokens are wanted than Ascend's attention verifies in a step.
+        ValueError: More tokens are asked for than Ascend's attention verifies in a step.
     """
 
     dynamic = True
-    """Whether to stop where a guess is likely to be wrong."""
+    """Stop where the draft is likely to be wrong."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         speculative = vllm_config.speculative_config
@@ -45,7 +45,7 @@ class MemoryProposer:
         if self.limit > MOST_TOKENS:
             raise ValueError(
                 f"num_speculative_tokens is {self.limit}; expected 1 to {MOST_TOKENS}: Ascend's "
-                "attention takes 16 tokens of a request in a step, and one is no guess."
+                "attention takes 16 tokens of a request in a step, and one of them is sampled."
             )
         model = vllm_config.model_config
         self.max_model_len = model.max_model_len
@@ -56,7 +56,7 @@ class MemoryProposer:
         prepare()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """There is no draft model."""
+        """Do nothing: there is no draft model."""
 
     def propose(
         self,
@@ -65,11 +65,11 @@ class MemoryProposer:
         token_ids_cpu: np.ndarray,
         slot_mappings: Any = None,
     ) -> list[list[int]]:
-        """Guesses for each request of a step, none where its prompt is not through yet.
+        """Return draft tokens for each request of a step, none while its prompt is being read.
 
         Args:
-            sampled_token_ids: What was sampled for each request in this step.
-            num_tokens_no_spec: int32 [requests or more], the length of each text with it.
+            sampled_token_ids: Tokens sampled for each request in this step.
+            num_tokens_no_spec: int32 [requests or more], length of each text with these tokens.
             token_ids_cpu: int32 [requests or more, max_model_len], the texts.
             slot_mappings: Not used.
         """
@@ -84,12 +84,12 @@ class MemoryProposer:
                 self._learn(text, len(sampled))
         running = sum(text is not None for text in texts)
         least = (0.25 if running <= FEW else 0.5) if self.dynamic else 0.0
-        return [[] if text is None else self._guess(text, least) for text in texts]
+        return [[] if text is None else self._draft(text, least) for text in texts]
 
     def _learn(self, text: np.ndarray, sampled: int) -> None:
-        """Remember what was sampled; of a request that was not seen yet, its prompt before.
+        """Remember the sampled tokens, and before them the prompt of a request that is new.
 
-        vLLM does not say which request a row is, and moves rows.
+        vLLM does not say which request a row belongs to, and moves rows.
         """
         before = text[: len(text) - sampled]
         if _key(before) not in self._known:
@@ -99,13 +99,13 @@ class MemoryProposer:
         if len(self._known) > self._most_known:
             del self._known[next(iter(self._known))]
 
-    def _guess(self, text: np.ndarray, least: float) -> list[int]:
-        room = self.max_model_len - len(text) - 1  # a token is sampled after the last guess
-        return self.trie.guess(text, max(min(self.limit, room), 0), least)
+    def _draft(self, text: np.ndarray, least: float) -> list[int]:
+        room = self.max_model_len - len(text) - 1  # one is sampled after the last draft token
+        return self.trie.draft(text, max(min(self.limit, room), 0), least)
 
 
 class FixedMemoryProposer(MemoryProposer):
-    """The same, which guesses as many tokens as are asked for, wherever it knows how to go on."""
+    """MemoryProposer that drafts all the tokens asked for, as long as it knows how to go on."""
 
     dynamic = False
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users ask of parallel decoding, as vLLM's speculative configuration.
+"""Settings of parallel decoding, turned into vLLM's speculative configuration.
 
-Imports neither torch nor vLLM: commands print their help, and their errors, without them.
+Imports neither torch nor vLLM, so that commands print their help and errors without them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from importlib.util import find_spec
 from typing import Any
 
 MOST_TOKENS = 15
-"""Guesses in a step; vllm-ascend's attention takes 16 tokens of a request, and one is sampled."""
+"""Draft tokens of a step at most: vllm-ascend's attention takes 16 tokens of a request, and one of
+them is sampled."""
 
 LENGTHS = (1, 16)
-"""MindIE's decoding_length, from and to."""
+"""Smallest and largest decoding_length of MindIE."""
 
 PROPOSERS = "vllm_glm41v_npu.decoding.proposer"
 
 
 class Kind(str, Enum):
-    """Where guesses come from."""
+    """Source of the draft tokens."""
 
     ngram = "ngram"
     suffix = "suffix"
@@ -29,11 +30,11 @@ class Kind(str, Enum):
 
 
 DEFAULT_LENGTHS = {Kind.ngram: 5, Kind.suffix: 16, Kind.memory: 16}
-"""n-grams cannot tell when to stop, and so guess less."""
+"""Decoding length by kind; n-grams cannot tell when to stop, so they draft fewer tokens."""
 
 
 class DecodingError(ValueError):
-    """Settings that cannot be used; the message says what was found and what to do."""
+    """A setting cannot be used; the message says what was found and what to do."""
 
 
 def speculative_config(
@@ -42,17 +43,17 @@ def speculative_config(
     dynamic: bool | None = None,
     own: str | None = None,
 ) -> dict[str, Any] | None:
-    """vLLM's speculative configuration, None where nothing is asked.
+    """Return vLLM's speculative configuration, or None where none is asked for.
 
     Args:
-        kind: Of Kind.
+        kind: A value of Kind.
         length: MindIE's decoding_length, as in DEFAULT_LENGTHS if None; 16 means MOST_TOKENS.
-        dynamic: MindIE's dynamic_algo, of `memory`: stop where a guess is likely to be wrong.
-        own: A configuration of vLLM's in JSON, in place of all these.
+        dynamic: MindIE's dynamic_algo, for `memory` only: stop where a draft is likely wrong.
+        own: vLLM's own configuration in JSON, in place of all the others.
 
     Raises:
-        DecodingError: A setting is unknown, out of range, beside one that it excludes, or needs a
-            package that is not installed.
+        DecodingError: A setting is unknown, out of range, given beside one that excludes it, or
+            needs a package that is not installed.
     """
     if own is not None:
         if (kind, length, dynamic) != (None, None, None):
@@ -74,10 +75,10 @@ def speculative_config(
     if dynamic is not None and kind is not Kind.memory:
         raise DecodingError(f"--dynamic-decoding is of memory, not of {kind.value}; leave it out.")
     tokens = _tokens(DEFAULT_LENGTHS[kind] if length is None else length)
-    return _of_kind(kind, tokens, dynamic is not False)
+    return _kind_config(kind, tokens, dynamic is not False)
 
 
-def _of_kind(kind: Kind, tokens: int, dynamic: bool) -> dict[str, Any]:
+def _kind_config(kind: Kind, tokens: int, dynamic: bool) -> dict[str, Any]:
     method: dict[str, Any] = {"method": kind.value}
     if kind is Kind.memory:
         name = "MemoryProposer" if dynamic else "FixedMemoryProposer"

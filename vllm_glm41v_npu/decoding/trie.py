@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trie of what followed what, over the tokens of all requests, and guesses from it.
+"""A trie of the runs of tokens in all requests, and drafts of the tokens that come next.
 
-A node stands for a run of up to DEPTH tokens and counts how often it was seen. A guess is the most
-frequent token after the longest known end of a text, and so on from there: what was seen once is
-followed to its end, however long. How far to follow is learnt: by the length of the context that
-guessed, and by how unanimous it was, the trie counts how often such a guess came true.
+A node stands for a run of up to DEPTH tokens and counts how often it was seen. A draft token is the
+most frequent token after the longest known end of a text; the next one continues from there, so a
+text seen once is followed to its end, however long. The trie learns how far to follow: by the
+length of the context and by how certain it was, it counts how often such a draft token was right.
 
-Everything is in two arrays of fixed size, and compiled by numba; where they are full, the half of
-the nodes that was not seen for longest is forgotten. Nothing depends on time or chance: equal calls
-give equal guesses, in every rank of a tensor-parallel group.
+Everything is in arrays of fixed size, and compiled by numba. When they are full, the half of the
+nodes that was last seen longest ago is forgotten. Nothing depends on time or chance: equal calls
+give equal drafts, in every rank of a tensor-parallel group.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 from numba import njit
 
 DEPTH = 8
-"""Tokens of the longest run; one less is the longest context."""
+"""Tokens of the longest run; the longest context is one shorter."""
 
-SURETIES = 5
-"""Of guesses, by how often and how unanimously the context was seen, see `_surety`."""
+CERTAINTIES = 5
+"""Classes of contexts, by how often and how unanimously each was seen; see `_certainty`."""
 
 MEMORY = 64
-"""Guesses of a surety after which earlier ones count half."""
+"""Draft tokens of a class after which the earlier ones count half."""
 
 CHUNK = 512
 """Tokens for which room is made at a time."""
@@ -38,14 +38,14 @@ _USED, _CLOCK = 0, 1
 
 
 class Trie:
-    """What followed what.
+    """A trie of the runs of tokens that were seen.
 
     Args:
-        capacity: Nodes, a power of two; each takes 48 bytes.
-        ignored: Tokens that are neither remembered nor guessed, and end what came before.
+        capacity: Number of nodes, a power of two; each takes 48 bytes.
+        ignored: Tokens that are neither remembered nor drafted; no run goes across one.
 
     Raises:
-        ValueError: The capacity is no power of two, or less than a chunk of tokens needs twice.
+        ValueError: The capacity is no power of two, or less than two chunks of tokens need.
     """
 
     def __init__(self, capacity: int = 1 << 20, ignored: Sequence[int] = ()) -> None:
@@ -58,15 +58,15 @@ class Trie:
         self.state = np.array([1, 0])  # nodes in use, tokens seen
         self.nodes[_ROOT] = (_NONE, _NONE, 0, _NONE, 0)
         self.ignored = np.array(sorted(ignored), np.int64)
-        self.outcomes = np.zeros((DEPTH, SURETIES, 2))  # how many came true, how many there were
+        self.outcomes = np.zeros((DEPTH, CERTAINTIES, 2))  # right ones, and all
 
     def learn(self, tokens: np.ndarray, new: int, written: bool) -> None:
-        """Count the last tokens of a text; those before are counted already.
+        """Count the last tokens of a text; the tokens before them are counted already.
 
         Args:
             tokens: Integers [length], the text.
-            new: How many of them are to be counted.
-            written: Whether the network wrote them, which tells how good guesses would have been.
+            new: Number of last tokens to count.
+            written: The network wrote them, so they tell how good drafts would have been.
         """
         for start in range(len(tokens) - new, len(tokens), CHUNK):
             if self.state[_USED] + CHUNK * DEPTH > len(self.nodes):
@@ -74,22 +74,22 @@ class Trie:
             stop = min(start + CHUNK, len(tokens))
             _learn(*self._arrays(), tokens, start, stop, self.ignored, written)
 
-    def guess(self, tokens: np.ndarray, limit: int, least: float) -> list[int]:
-        """The tokens that are likely to follow a text, none if nothing like its end is known.
+    def draft(self, tokens: np.ndarray, limit: int, least: float) -> list[int]:
+        """Return the tokens that are likely to follow a text; none if its end is not known.
 
         Args:
             tokens: Integers [length], the text.
-            limit: How many tokens at most.
-            least: How probable it has to be that all of them are right; 0 to follow to the limit.
+            limit: Largest number of tokens to return.
+            least: Least probability that all of them are right; 0 to follow to the limit.
         """
         out = np.empty(limit, np.int64)
-        return out[: _guess(*self._arrays(), tokens, least, out)].tolist()
+        return out[: _draft(*self._arrays(), tokens, least, out)].tolist()
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         return self.nodes, self.slots, self.state, self.outcomes
 
     def _forget(self) -> None:
-        """Drop the nodes that were not seen for longest: half of them, or a few more."""
+        """Drop the nodes that were last seen longest ago: half of them, or a few more."""
         used = self.state[_USED]
         before = np.partition(self.nodes[:used, _SEEN], used // 2)[used // 2]
         self.slots.fill(_NONE)
@@ -97,15 +97,15 @@ class Trie:
 
 
 def prepare() -> None:
-    """Compile, or load what was compiled, so that no request waits for it."""
-    trie, token = Trie(_LEAST), np.zeros(1, np.int32)  # of the dtype in which vLLM has tokens
+    """Compile, or load the compiled code, so that no request waits for it."""
+    trie, token = Trie(_LEAST), np.zeros(1, np.int32)  # the dtype of vLLM's tokens
     trie.learn(token, 1, written=True)
-    trie.guess(token, 1, 0.0)
+    trie.draft(token, 1, 0.0)
     trie._forget()
 
 
 def _cached(function: Callable[..., Any]) -> Any:
-    """njit, and its code on disk where a directory for it can be written: it takes some seconds."""
+    """Apply njit, with its code cached on disk if possible: compiling takes some seconds."""
     try:
         return njit(cache=True)(function)
     except RuntimeError as error:  # "cannot cache function ...: no locator available for file ..."
@@ -116,7 +116,7 @@ def _cached(function: Callable[..., Any]) -> Any:
 
 @njit
 def _slot(nodes: Any, slots: Any, parent: int, token: int) -> int:
-    """Where in `slots` the child of a node is, or would be."""
+    """Return the place in `slots` where the child of a node is, or would be."""
     mask = len(slots) - 1
     mixed = (parent * 0x9E3779B1 + token * 0x85EBCA77) & 0x7FFFFFFFFFFFFFFF
     place = (mixed ^ (mixed >> 17)) & mask
@@ -130,9 +130,9 @@ def _slot(nodes: Any, slots: Any, parent: int, token: int) -> int:
 
 @njit
 def _step(nodes: Any, slots: Any, ends: Any, token: int) -> None:
-    """Let the text that ends in `ends` go on with `token`.
+    """Extend the text whose last nodes are `ends` by `token`.
 
-    `ends` is [DEPTH + 1]: at n, the node of the last n tokens, _NONE where it is not known.
+    `ends` is [DEPTH + 1]: entry n is the node of the last n tokens, _NONE where it is not known.
     """
     for length in range(DEPTH, 0, -1):
         parent = ends[length - 1]
@@ -141,7 +141,7 @@ def _step(nodes: Any, slots: Any, ends: Any, token: int) -> None:
 
 @njit
 def _ends(nodes: Any, slots: Any, tokens: Any, stop: int) -> Any:
-    """The nodes at the end of tokens[:stop], see `_step`."""
+    """Return the nodes at the end of tokens[:stop]; see `_step`."""
     ends = np.full(DEPTH + 1, _NONE)
     ends[0] = _ROOT
     for place in range(max(stop - DEPTH, 0), stop):
@@ -151,7 +151,7 @@ def _ends(nodes: Any, slots: Any, tokens: Any, stop: int) -> Any:
 
 @njit
 def _longest(nodes: Any, ends: Any) -> int:
-    """The length of the longest context that something was seen after, 0 if there is none."""
+    """Return the length of the longest context with a known next token, 0 if there is none."""
     for length in range(DEPTH - 1, 0, -1):
         if ends[length] != _NONE and nodes[ends[length], _BEST] != _NONE:
             return length
@@ -159,10 +159,14 @@ def _longest(nodes: Any, ends: Any) -> int:
 
 
 @njit
-def _surety(nodes: Any, context: int) -> int:
-    """What came after a context: 0 a token once, 1 twice, 2 four times, 3 mostly it, 4 others."""
+def _certainty(nodes: Any, context: int) -> int:
+    """Return the class of a context, by what came after it.
+
+    0, 1 and 2: always the same token, seen once, two or three times, four times or more. 3: mostly
+    the same token. 4: others in more than half of the cases.
+    """
     count, seen = nodes[nodes[context, _BEST], _COUNT], nodes[context, _COUNT]
-    if count + 1 >= seen:  # nothing was seen yet after the last time
+    if count + 1 >= seen:  # after its last occurrence nothing was seen yet
         return min(count, 4) // 2
     return 3 if 2 * count >= seen else 4
 
@@ -186,8 +190,8 @@ def _learn(
             continue
         length = _longest(nodes, ends)
         if written and length:
-            came_true = nodes[nodes[ends[length], _BEST], _TOKEN] == token
-            _judge(outcomes[length, _surety(nodes, ends[length])], came_true)
+            right = nodes[nodes[ends[length], _BEST], _TOKEN] == token
+            _judge(outcomes[length, _certainty(nodes, ends[length])], right)
         state[_CLOCK] += 1
         for length in range(DEPTH, 0, -1):
             parent = ends[length - 1]
@@ -203,17 +207,18 @@ def _is_in(values: Any, wanted: int) -> bool:
 
 
 @njit
-def _judge(outcome: Any, came_true: bool) -> None:
+def _judge(outcome: Any, right: bool) -> None:
+    """Count a draft token, right or wrong, in the outcome of its class."""
     if outcome[1] >= MEMORY:
         outcome[0] /= 2
         outcome[1] /= 2
-    outcome[0] += came_true
+    outcome[0] += right
     outcome[1] += 1
 
 
 @njit
 def _count(nodes: Any, slots: Any, state: Any, parent: int, token: int) -> int:
-    """Count a child, which is made where it is new; returns it."""
+    """Count a child and return it; a new one is made first."""
     place = _slot(nodes, slots, parent, token)
     child = slots[place]
     if child == _NONE:
@@ -230,14 +235,14 @@ def _count(nodes: Any, slots: Any, state: Any, parent: int, token: int) -> int:
 
 @njit
 def _prefer(nodes: Any, parent: int, child: int) -> None:
-    """The most frequent child is the best one, and of equals the one that came last."""
+    """Keep the most frequent child as the best one; of equals, the one that came last."""
     best = nodes[parent, _BEST]
     if best == _NONE or nodes[child, _COUNT] >= nodes[best, _COUNT]:
         nodes[parent, _BEST] = child
 
 
 @_cached
-def _guess(
+def _draft(
     nodes: Any, slots: Any, state: Any, outcomes: Any, tokens: Any, least: float, out: Any
 ) -> int:
     ends = _ends(nodes, slots, tokens, len(tokens))
@@ -246,8 +251,8 @@ def _guess(
         length = _longest(nodes, ends)
         if not length:
             return number
-        true, all_ = outcomes[length, _surety(nodes, ends[length])]
-        probability *= (true + 1) / (all_ + 2)
+        right, total = outcomes[length, _certainty(nodes, ends[length])]
+        probability *= (right + 1) / (total + 2)
         if probability < least:
             return number
         out[number] = nodes[nodes[ends[length], _BEST], _TOKEN]
@@ -257,9 +262,9 @@ def _guess(
 
 @_cached
 def _compact(nodes: Any, slots: Any, used: int, before: int) -> int:
-    """Keep what was seen after `before`, if what it begins with was; returns how many nodes.
+    """Keep the nodes last seen after `before` whose parents are kept; return how many there are.
 
-    `slots` is empty.
+    `slots` must be empty.
     """
     moved = np.full(used, _NONE)
     moved[_ROOT] = _ROOT

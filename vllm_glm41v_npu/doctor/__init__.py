@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands between this machine and GLM-4.1V, found without starting an engine.
+"""Checks of whether this machine can serve GLM-4.1V, without starting an engine.
 
-Files and programs of the host are looked at from here. What needs torch, and so may crash, is
-asked of another process (child.py). Nothing here imports torch, transformers or vLLM.
+Files and programs of the host are checked in this process. Checks that need torch, which may crash,
+run in another process (child.py). Nothing here imports torch, transformers or vLLM.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(context: Context) -> Iterator[Finding]:
-    """All findings, each as soon as it is there."""
+    """Yield all findings, each as soon as it is there."""
     for check in CHECKS:
         try:
             yield from check(context)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what an NPU needs on the host: chips, driver, CANN and its libraries."""
+"""Checks of the NPU's side of the host: chips, driver, CANN and its libraries."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vllm_glm41v_npu.doctor.context import VISIBLE, Context
+from vllm_glm41v_npu.backends import CHIPS, VISIBLE_NPUS
+from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, Status, fail, ok, size, skip, warn
-from vllm_glm41v_npu.doctor.npu_smi import BACKENDS
-from vllm_glm41v_npu.plugin import TESTED
-
-VLLM_ASCEND = f"vllm-ascend {TESTED['vllm-ascend']}"
-CANN_VERSION = "9.1"
-"""What VLLM_ASCEND is built with; its metadata does not say."""
 
 INSTALLED = Path("usr/local/Ascend")
 CANN_SCRIPTS = ("cann/set_env.sh", "ascend-toolkit/set_env.sh")
@@ -26,14 +21,14 @@ GIVE_DEVICES = (
     "In a container, give it /dev/davinci0 and further, /dev/davinci_manager, /dev/devmm_svm and "
     "/dev/hisi_hdc. To run on the CPU, leave ascend out of VLLM_PLUGINS."
 )
-MEND_DRIVER = "Mend the driver first: nothing runs on the NPU while `npu-smi info` fails."
+FIX_DRIVER = "Fix the driver first: nothing runs on the NPU while `npu-smi info` fails."
 
 
 def npu(context: Context) -> Iterator[Finding]:
-    """Which chips there are, and whether they are well and this package's."""
+    """Check the chips: that there are some, healthy and idle, that this package runs on."""
     outcome, chips = context.npu_smi, context.chips
     if outcome is not None and outcome.trouble:
-        yield _absent(context, "NPU", f"npu-smi info fails: {outcome.trouble}", MEND_DRIVER)
+        yield _absent(context, "NPU", f"npu-smi info fails: {outcome.trouble}", FIX_DRIVER)
         return
     if not chips:
         nodes = sorted((context.root / "dev").glob("davinci[0-9]*"))
@@ -47,13 +42,12 @@ def npu(context: Context) -> Iterator[Finding]:
         yield _kind(context, name, count)
     for index, chip in enumerate(chips):
         if chip.health != "OK":
-            advice = (
-                f"Ask `npu-smi info -t health -i {chip.card}`, and leave it out with {VISIBLE}."
-            )
+            ask = f"Ask `npu-smi info -t health -i {chip.card}`"
+            advice = f"{ask}, and leave it out with {VISIBLE_NPUS}."
             yield warn(f"NPU {index}", f"health is {chip.health}", advice)
         if chip.used > BUSY * chip.total:
             found = f"{size(chip.used)} of {size(chip.total)} are in use"
-            advice = f"End what uses it (npu-smi lists it), or leave it out with {VISIBLE}."
+            advice = f"End what uses it (npu-smi lists it), or leave it out with {VISIBLE_NPUS}."
             yield warn(f"NPU {index}", found, advice)
 
 
@@ -61,12 +55,14 @@ def _kind(context: Context, name: str, count: int) -> Finding:
     chip = next(chip for chip in context.chips if chip.name == name)
     found = f"{count} x {name}, {size(chip.total)} each"
     if chip.backend is None:
-        advice = f"This package runs on chips whose names begin with {' or '.join(BACKENDS)}."
+        known = " or ".join(str(row.npu_smi_name) for row in CHIPS)
+        advice = f"This package runs on chips whose names begin with {known}."
         return fail("NPU", f"{found}, which this package does not know", advice)
     found = f"{found} ({chip.backend.name})"
     backend = context.backend
     if not context.on_ascend:
-        advice = f"To use it, install {VLLM_ASCEND}, and do not leave it out with VLLM_PLUGINS."
+        install = f"install {_vllm_ascend(context)}"
+        advice = f"To use it, {install}, and do not leave it out with VLLM_PLUGINS."
         return warn("NPU", f"{found}, not used", advice)
     if backend is not None and backend.name != chip.backend.name:
         advice = "Install the vllm-ascend that was built for this chip: its images carry it."
@@ -75,19 +71,19 @@ def _kind(context: Context, name: str, count: int) -> Finding:
 
 
 def visible(context: Context) -> Iterator[Finding]:
-    """Whether ASCEND_RT_VISIBLE_DEVICES names chips that are there."""
-    value, last = context.environ.get(VISIBLE), len(context.chips) - 1
+    """Check that ASCEND_RT_VISIBLE_DEVICES names chips that are there."""
+    value, last = context.environ.get(VISIBLE_NPUS), len(context.chips) - 1
     if value is None or not context.chips:
         return
     if context.visible_chips is None:
         advice = f"Give different numbers from 0 to {last}, separated by commas, or unset it."
-        yield fail("visible NPUs", f"{VISIBLE}={value!r}", advice)
+        yield fail("visible NPUs", f"{VISIBLE_NPUS}={value!r}", advice)
     else:
-        yield ok("visible NPUs", f"{VISIBLE}={value}")
+        yield ok("visible NPUs", f"{VISIBLE_NPUS}={value}")
 
 
 def driver(context: Context) -> Iterator[Finding]:
-    """The version of the driver on the host."""
+    """Check that the driver is there, and name its version."""
     path = context.root / INSTALLED / "driver/version.info"
     number = _value(path, "package_version") or _value(path, "Version")
     if number is not None:
@@ -100,10 +96,11 @@ def driver(context: Context) -> Iterator[Finding]:
 
 
 def cann(context: Context) -> Iterator[Finding]:
-    """Whether CANN is there, sourced in this shell, and of vllm-ascend's version."""
+    """Check that CANN is there, sourced in this shell, and of vllm-ascend's version."""
+    wanted = context.line.cann
     home = context.environ.get("ASCEND_TOOLKIT_HOME") or context.environ.get("ASCEND_HOME_PATH")
     if not home:
-        advice = f"Install CANN {CANN_VERSION}, toolkit and kernels, or use vllm-ascend's image."
+        advice = f"Install CANN {wanted}, toolkit and kernels, or use vllm-ascend's image."
         yield _not_sourced(context, "CANN", CANN_SCRIPTS, advice)
         return
     if not Path(home).is_dir():
@@ -112,13 +109,17 @@ def cann(context: Context) -> Iterator[Finding]:
         return
     number = _cann_version(Path(home))
     if number is None:
-        advice = f"{VLLM_ASCEND} is built with CANN {CANN_VERSION}: check that it is that."
+        advice = f"{_vllm_ascend(context)} is built with CANN {wanted}: check that it is that."
         yield warn("CANN", f"{home} does not say its version", advice)
-    elif number == CANN_VERSION or number.startswith(f"{CANN_VERSION}."):
+    elif number == wanted or number.startswith(f"{wanted}."):
         yield ok("CANN", f"{number} in {home}")
     else:
-        advice = f"{VLLM_ASCEND} is built with CANN {CANN_VERSION}: install that one."
+        advice = f"{_vllm_ascend(context)} is built with CANN {wanted}: install that one."
         yield warn("CANN", f"{number} in {home}", advice)
+
+
+def _vllm_ascend(context: Context) -> str:
+    return f"vllm-ascend {context.line.vllm_ascend}"
 
 
 def _cann_version(home: Path) -> str | None:
@@ -132,24 +133,25 @@ def _cann_version(home: Path) -> str | None:
 
 
 def atb(context: Context) -> Iterator[Finding]:
-    """Whether the transformer library of nnal is there, sourced, and of CANN's version."""
+    """Check that the transformer library of nnal is there, sourced, and of CANN's version."""
+    wanted = context.line.cann
     home = context.environ.get("ATB_HOME_PATH")
     if not home:
-        advice = f"Install nnal {CANN_VERSION}: vllm-ascend's operators are in it."
+        advice = f"Install nnal {wanted}: vllm-ascend's operators are in it."
         yield _not_sourced(context, "ATB", NNAL_SCRIPTS, advice)
         return
     number = _value(Path(home) / "../../version.info", "Ascend-cann-atb")
     if not Path(home).is_dir():
         advice = "Source the set_env.sh of an nnal that is there."
         yield fail("ATB", f"ATB_HOME_PATH is {home}: no folder", advice)
-    elif number is not None and number.split(".")[:2] != CANN_VERSION.split("."):
-        yield warn("ATB", f"{number} in {home}", f"Install nnal {CANN_VERSION}, CANN's version.")
+    elif number is not None and number.split(".")[:2] != wanted.split("."):
+        yield warn("ATB", f"{number} in {home}", f"Install nnal {wanted}, CANN's version.")
     else:
         yield ok("ATB", f"{number or 'of unknown version'} in {home}")
 
 
 def _not_sourced(context: Context, name: str, scripts: tuple[str, ...], install: str) -> Finding:
-    """What to say where the environment does not name the library's folder."""
+    """Return the finding where the environment does not name the library's folder."""
     for script in scripts:
         path = context.root / INSTALLED / script
         if path.exists():
@@ -161,14 +163,14 @@ def _not_sourced(context: Context, name: str, scripts: tuple[str, ...], install:
 def _absent(
     context: Context, name: str, found: str, advice: str, else_: Status = "skip"
 ) -> Finding:
-    """A failure where vLLM would start on an NPU; elsewhere nothing to act upon, or `else_`."""
+    """Return a failure where vLLM would start on an NPU; elsewhere a finding of status `else_`."""
     if context.expects_npu:
         return fail(name, f"{found}, and vllm-ascend is installed", advice)
     return Finding(name, else_, found, "" if else_ == "skip" else advice)
 
 
 def _value(path: Path, key: str) -> str | None:
-    """What a file of `key=value` or `key : value` lines gives for `key`."""
+    """Return the value of a key in a file of `key=value` or `key : value` lines, or None."""
     try:
         text = path.read_text(errors="replace")
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The questions that need vLLM or transformers, answered in a process of their own.
+"""Questions that need vLLM or transformers, answered in another process.
 
 Importing them runs torch, and on an Ascend machine torch_npu and the CANN libraries, which can end
 the process, or never return. `ask` starts that process, and `main` is what it runs.
@@ -17,7 +17,7 @@ from typing import Any
 
 from vllm_glm41v_npu.backends import UnsupportedBackend, current_backend
 from vllm_glm41v_npu.doctor.processes import run
-from vllm_glm41v_npu.plugin import ARCHITECTURE
+from vllm_glm41v_npu.family import ARCHITECTURE
 
 Json = dict[str, Any]
 
@@ -29,9 +29,9 @@ START = (
 
 
 def ask(questions: Mapping[str, str], environ: Mapping[str, str], seconds: float) -> Json:
-    """The answers to `questions`, a mapping of QUESTIONS' names to what is asked about.
+    """Return the answers to `questions`, a mapping of names in QUESTIONS to their subjects.
 
-    What could not be answered has an answer with "error", the reason in one line.
+    A question that could not be answered gets {"error": the reason in one line}.
     """
     command = [sys.executable, "-c", START, json.dumps(questions)]
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR"}
@@ -44,7 +44,7 @@ def ask(questions: Mapping[str, str], environ: Mapping[str, str], seconds: float
 
 
 def main(questions: str) -> None:
-    """Answer in JSON, one line a question, so that what came before a crash is kept."""
+    """Answer in JSON, one line a question, so that answers before a crash are kept."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM logs to stdout
     for name, about in json.loads(questions).items():
@@ -57,7 +57,7 @@ def main(questions: str) -> None:
 
 
 def _hub(name: str) -> Json:
-    """Where the hub's `name` is in the local cache; fetches its config.json if it is not there."""
+    """Find the hub's `name` in the local cache, or fetch its config.json."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json")
@@ -69,7 +69,7 @@ def _hub(name: str) -> Json:
 
 
 def _config(path: str) -> Json:
-    """What is wrong with this config.json."""
+    """Return the refusal of this config.json, if any."""
     from vllm_glm41v_npu.checkpoint.config import ConfigError, normalise
 
     try:
@@ -80,7 +80,7 @@ def _config(path: str) -> Json:
 
 
 def _platform(_: str) -> Json:
-    """Which platform vLLM chose, and which backend of this package that is."""
+    """Return the platform that vLLM chose, and the backend of this package that it is."""
     from vllm.platforms import current_platform
 
     answer: Json = {"platform": type(current_platform).__name__}
@@ -91,7 +91,7 @@ def _platform(_: str) -> Json:
 
 
 def _model_class(_: str) -> Json:
-    """Which class vLLM serves the model with, once it has loaded its plugins."""
+    """Return the module of the class that vLLM serves the model with, plugins loaded."""
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.plugins import load_general_plugins
 

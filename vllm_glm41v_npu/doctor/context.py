@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked about, and everything that several checks look at, looked at once."""
+"""The subject of one run of the doctor, and facts that several checks use, read once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vllm_glm41v_npu.backends import Backend
+from vllm_glm41v_npu.backends import ON_ASCEND, ON_CPU, VISIBLE_NPUS, Backend
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
 from vllm_glm41v_npu.doctor import child
-from vllm_glm41v_npu.doctor.checkpoint import locate
 from vllm_glm41v_npu.doctor.finding import Finding
+from vllm_glm41v_npu.doctor.locate import locate
 from vllm_glm41v_npu.doctor.npu_smi import Chip, parse
 from vllm_glm41v_npu.doctor.processes import Outcome, run
 from vllm_glm41v_npu.planning import host_memory
-
-VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
+from vllm_glm41v_npu.versions import Line, installed_versions, nearest_line
 
 
 @dataclass(frozen=True)
@@ -40,30 +39,30 @@ class Context:
     seconds: float = 180.0
 
     def program(self, name: str) -> str | None:
-        """Where on PATH this program is."""
+        """Return the path of a program on PATH, or None."""
         return shutil.which(name, path=self.environ.get("PATH", ""))
 
     def installed(self, distribution: str) -> str | None:
-        """The version that is installed, if any."""
+        """Return the installed version of a distribution, or None."""
         try:
             return version(distribution)
         except PackageNotFoundError:
             return None
 
     def loads(self, plugin: str) -> bool:
-        """Whether vLLM loads an installed plugin of this name."""
+        """Return True where vLLM loads an installed plugin of this name."""
         # vLLM does not strip spaces either.
         names = self.environ.get("VLLM_PLUGINS")
         return names is None or plugin in names.split(",")
 
     @cached_property
     def expects_npu(self) -> bool:
-        """Whether vLLM would start on an NPU: vllm-ascend is installed and not left out."""
+        """True where vLLM would start on an NPU: vllm-ascend is installed and not left out."""
         return self.installed("vllm-ascend") is not None and self.loads("ascend")
 
     @cached_property
     def npu_smi(self) -> Outcome | None:
-        """What `npu-smi info` says; None where there is no npu-smi."""
+        """The outcome of `npu-smi info`; None where there is no npu-smi."""
         path = self.program("npu-smi")
         return None if path is None else run([path, "info"], self.environ, min(self.seconds, 30.0))
 
@@ -75,7 +74,7 @@ class Context:
     @cached_property
     def visible_chips(self) -> list[Chip] | None:
         """The chips that vLLM would see; None where ASCEND_RT_VISIBLE_DEVICES makes no sense."""
-        value = self.environ.get(VISIBLE)
+        value = self.environ.get(VISIBLE_NPUS)
         if value is None:
             return self.chips
         ids = [part.strip() for part in value.split(",")]
@@ -84,7 +83,7 @@ class Context:
 
     @cached_property
     def answers(self) -> dict[str, Any]:
-        """What the other process says (child.py)."""
+        """The answers of the other process (child.py)."""
         questions = {"platform": "", "model_class": ""}
         if self.checkpoint is not None and self.checkpoint.config is not None:
             # First, since reading a config is the likelier of the two to end well.
@@ -104,8 +103,25 @@ class Context:
         return self.chips[0].backend if self.chips else None
 
     @property
+    def stack(self) -> str:
+        """The stack of software that vLLM runs on: the backend's, or else of what is installed."""
+        if self.backend is not None:
+            return self.backend.stack
+        return ON_ASCEND if self.expects_npu else ON_CPU
+
+    @property
     def on_ascend(self) -> bool:
-        return self.expects_npu if self.backend is None else self.backend.is_ascend
+        return self.stack == ON_ASCEND
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """The versions that make a line, by distribution."""
+        return installed_versions(self.stack)
+
+    @cached_property
+    def line(self) -> Line:
+        """The version line that is the nearest to what is installed."""
+        return nearest_line(self.versions)
 
     @cached_property
     def memory(self) -> host_memory.Memory | None:
@@ -114,7 +130,7 @@ class Context:
 
     @cached_property
     def located(self) -> tuple[Path | None, Finding] | None:
-        """The checkpoint's folder, and what to say of it; None where no checkpoint was named."""
+        """The checkpoint's folder, and a finding about it; None where no checkpoint was named."""
         return None if self.model is None else locate(self.model, self.environ, self.seconds)
 
     @cached_property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one check says."""
+"""Findings: the results of checks, and helpers to write them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Status = Literal["ok", "warn", "fail", "skip"]
 class Finding:
     """One line of the report.
 
-    name: what was looked at.
+    name: the subject of the check.
     status: "skip" where it does not apply to this machine, or cannot be told.
-    found: what was found.
+    found: the facts.
     advice: what to do; empty where there is nothing to do.
     """
 
@@ -45,26 +45,26 @@ def fail(name: str, found: str, advice: str) -> Finding:
 
 
 def of_problem(problem: Problem) -> Finding:
-    """What is refused at start, or warned about there."""
+    """Return a failure for a problem that is refused at the start, else a warning."""
     status = fail if problem.fatal else warn
     return status(problem.name, problem.found, problem.advice)
 
 
 def worst(findings: Iterable[Finding]) -> Status:
-    """The status of them all: "fail", "warn" or "ok"."""
+    """Return the worst status of all: "fail", "warn" or "ok"."""
     seen = {finding.status for finding in findings}
     return "fail" if "fail" in seen else "warn" if "warn" in seen else "ok"
 
 
 def shortened(items: Iterable[str], most: int = 3) -> str:
-    """The first few of `items` in one line, and how many more there are."""
+    """Return the first few of `items` in one line, and the number of the others."""
     listed = list(items)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
 
 
 def size(number: float) -> str:
-    """A number of bytes, for people."""
+    """Return a number of bytes in words for people."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if number >= factor:
             return f"{number / factor:.1f} {unit}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the host as vLLM's CPU backend needs it."""
+"""Checks of the host for vLLM's CPU backend."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from vllm_glm41v_npu.backends import has_bfloat16_instructions
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, size, skip, warn
-from vllm_glm41v_npu.planning.kv_cache import KV_SPACE, PUBLISHED_NAME, NoRoom, choose_kv_cache
+from vllm_glm41v_npu.family import PUBLISHED_NAME
+from vllm_glm41v_npu.planning.kv_cache import KV_SPACE, NoRoom, choose_kv_cache
 
 USABLE = 0.92  # vLLM's default --gpu-memory-utilization, which on the CPU is of the host's memory
 
 
 def cpu(context: Context) -> Iterator[Finding]:
-    """Cores that this process may use, memory, and whether bfloat16 is quick."""
+    """Name the cores that this process may use, the memory, and the bfloat16 instructions."""
     quick = has_bfloat16_instructions(context.root / "proc/cpuinfo")
     cores = f"{len(os.sched_getaffinity(0))} cores"
     memory = "memory not known"
@@ -26,7 +27,7 @@ def cpu(context: Context) -> Iterator[Finding]:
 
 
 def programs(context: Context) -> Iterator[Finding]:
-    """The programs that vLLM runs on the CPU."""
+    """Check the programs that vLLM runs on the CPU."""
     if context.on_ascend:
         return
     if context.program("lscpu") is None:
@@ -45,7 +46,7 @@ def programs(context: Context) -> Iterator[Finding]:
 
 
 def kv_cache(context: Context) -> Iterator[Finding]:
-    """How much memory vLLM takes for the KV cache on the CPU, which stops many a start."""
+    """Check that the memory is free that vLLM takes for the KV cache on the CPU."""
     if context.on_ascend:
         return
     value = context.environ.get(KV_SPACE, "")
@@ -70,7 +71,7 @@ def kv_cache(context: Context) -> Iterator[Finding]:
 
 
 def _advice(context: Context) -> str:
-    """The size to set for the checkpoint, or for GLM-4.1V-9B-Thinking where none is named."""
+    """Return advice on a size for the checkpoint, or GLM-4.1V-9B-Thinking where none is named."""
     folder = context.model if context.located is None else context.located[0]
     environ = {**context.environ, KV_SPACE: ""}
     try:

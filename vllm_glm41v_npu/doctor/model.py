@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the checkpoint, and of whether it fits this machine."""
+"""Checks of the checkpoint, and of its fit to this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from vllm_glm41v_npu.backends import Backend
 from vllm_glm41v_npu.checkpoint import file_checks, processor_files
 from vllm_glm41v_npu.checkpoint.folder import INDEX, Checkpoint
+from vllm_glm41v_npu.checkpoint.names import NETWORK, NEWER, OLDER
 from vllm_glm41v_npu.checkpoint.other_tools import tool_of
+from vllm_glm41v_npu.checks import resolved_dtype
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import (
     Finding,
@@ -22,26 +24,25 @@ from vllm_glm41v_npu.doctor.finding import (
     warn,
 )
 from vllm_glm41v_npu.doctor.quantized import static_dtype
-from vllm_glm41v_npu.dtype import auto_dtype
-from vllm_glm41v_npu.plugin import MODEL_TYPE
+from vllm_glm41v_npu.family import MODEL_TYPE
 
 NAMINGS = {  # beginnings of tensor names: who writes them
-    "model.language_model.": "newer names (model.language_model., model.visual.)",
-    "model.layers.": "older names (model., visual.)",
-    "language_model.model.": "vLLM's own names (language_model.model., visual.)",
+    NEWER.text: f"newer names ({NEWER.text}, {NEWER.vision})",
+    f"{OLDER.text}layers.": f"older names ({OLDER.text}, {OLDER.vision})",
+    NETWORK.text: f"vLLM's own names ({NETWORK.text}, {NETWORK.vision})",
 }
 FOR_WEIGHTS = 0.8
 """The share of a chip's memory that weights may take, beside activations and the KV cache."""
 
 
 def model(context: Context) -> Iterator[Finding]:
-    """Where the checkpoint is."""
+    """Name the place of the checkpoint."""
     if context.located is not None:
         yield context.located[1]
 
 
 def config_form(context: Context) -> Iterator[Finding]:
-    """Which of the three forms config.json has, and what this package's reader says of it."""
+    """Name the form of config.json, one of three, and check that this package reads it."""
     checkpoint = context.checkpoint
     if checkpoint is None:
         return
@@ -59,7 +60,7 @@ def config_form(context: Context) -> Iterator[Finding]:
     if "refused" in answer:
         yield fail("config.json", form, answer["refused"])
     elif "error" in answer:
-        yield warn("config.json", f"{form}; not checked: {answer['error']}", "Mend that first.")
+        yield warn("config.json", f"{form}; not checked: {answer['error']}", "Fix that first.")
     else:
         yield ok("config.json", form)
 
@@ -73,7 +74,7 @@ def _form(checkpoint: Checkpoint) -> str:
 
 
 def weights(context: Context) -> Iterator[Finding]:
-    """Whether all weight files are there and whole, and how they name the tensors."""
+    """Check that all weight files are there and whole, and name the naming of their tensors."""
     checkpoint = context.checkpoint
     if checkpoint is None or checkpoint.config is None:
         return
@@ -115,7 +116,7 @@ def _naming(checkpoint: Checkpoint) -> str | None:
 
 
 def companions(context: Context) -> Iterator[Finding]:
-    """The files beside the weights: tokenizer, its ids, picture processor and chat template."""
+    """Check the files beside the weights: tokenizer, token ids, processors, chat template."""
     checkpoint = context.checkpoint
     if checkpoint is None or checkpoint.config is None:
         return
@@ -140,11 +141,11 @@ def companions(context: Context) -> Iterator[Finding]:
 
 
 def _auto_dtype(checkpoint: Checkpoint, backend: Backend) -> str:
-    return auto_dtype(backend, checkpoint.dtype, tool_of(checkpoint) is not None)
+    return resolved_dtype(backend, checkpoint.dtype, tool_of(checkpoint) is not None)
 
 
 def dtype(context: Context) -> Iterator[Finding]:
-    """The dtype to run in."""
+    """Check that the dtype to run in suits the backend and the checkpoint's scales."""
     checkpoint, backend = context.checkpoint, context.backend
     if backend is None:
         yield skip("dtype", "depends on the platform, which is not known")
@@ -167,7 +168,7 @@ def dtype(context: Context) -> Iterator[Finding]:
 
 
 def memory(context: Context) -> Iterator[Finding]:
-    """Whether the weights fit, in the dtype they run in."""
+    """Check that the weights fit the memory, in the dtype they run in."""
     checkpoint, backend = context.checkpoint, context.backend
     if checkpoint is None or not checkpoint.tensors or checkpoint.bad_files:
         return

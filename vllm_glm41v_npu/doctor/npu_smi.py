@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table that `npu-smi info` prints."""
+"""Parser of the table that `npu-smi info` prints."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2, Backend
-
-BACKENDS = {"910B": ATLAS_A2, "310P": ATLAS_310P}
-"""Beginnings of the names that npu-smi gives to a backend's chips."""
+from vllm_glm41v_npu.backends import CHIPS, Backend
 
 MIB = 1 << 20
 
@@ -35,13 +32,14 @@ class Chip:
 
     @property
     def backend(self) -> Backend | None:
-        """What this package runs on such a chip, if anything."""
+        """The backend of this package for such a chip, or None."""
         name = self.name.removeprefix("Ascend")
-        return next((BACKENDS[key] for key in BACKENDS if name.startswith(key)), None)
+        known = (row for row in CHIPS if row.npu_smi_name and name.startswith(row.npu_smi_name))
+        return next(known, None)
 
 
 def parse(table: str) -> list[Chip]:
-    """The chips, in the order of their device ids."""
+    """Return the chips, in the order of their device ids."""
     lines = [line.strip() for line in table.splitlines()]
     chips = []
     for line, following in zip(lines, lines[1:], strict=False):

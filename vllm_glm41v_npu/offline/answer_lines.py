@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers as lines of JSON: how they are written, and which lines were."""
+"""Answers as lines of JSON, written by a run and read by the next one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 _RAW = re.compile("[\x7f-\x9f\u2028\u2029]")
-"""What JSON leaves as it is, and terminals and readers of lines do not take for text."""
+"""Characters that JSON does not escape, and that terminals and readers of lines misread."""
 
 _START = re.compile(r'\{"id": "(?:[^"\\]|\\.)*\\?', re.DOTALL)
 _KEYS = ('", "answer": ', '", "error": ')
 
 
 def encode(answer: Mapping[str, Any]) -> bytes:
-    """One line of UTF-8. Halves of characters, as in names that are not UTF-8, are escaped."""
+    """Return one line of UTF-8; halves of characters, as in names not in UTF-8, are escaped."""
     line = json.dumps(answer, ensure_ascii=False)
     line = _RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
     return f"{line}\n".encode("utf-8", "backslashreplace")
 
 
 def read_answers(data: bytes, path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The answers in a file, without errors, and whether it holds nothing but them.
+    """Return the answers in a file, without errors, and True where it holds nothing else.
 
     Raises:
         ValueError: A line is no answer of an earlier run.
@@ -50,7 +50,7 @@ def read_answers(data: bytes, path: Path) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:
-    """The answer or error of a line; None if it is neither."""
+    """Return the answer or error of a line; None if it is neither."""
     try:
         answer = json.loads(line.decode())
     except (ValueError, RecursionError):
@@ -61,7 +61,7 @@ def _decode(line: bytes) -> dict[str, Any] | None:
 
 
 def _was_cut(line: bytes) -> bool:
-    """Whether `encode` may have begun so; a cut may go through a character."""
+    """Return True for a possible beginning of a line by `encode`, cut anywhere."""
     text = line.decode(errors="replace")
     start = _START.match(text)
     if start is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers of a run: a JSONL that grows as they come, and what they say together."""
+"""The answers of a run: a JSONL that grows as they come, and their summary."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MINDIE_COLUMNS = (
     "decode_token_times",
     "prefill_average_time(ms)",
 )
-"""Of MindIE's benchmark.csv."""
+"""The columns of MindIE's benchmark.csv."""
 
 
 class RunEnded(Exception):
@@ -49,7 +49,7 @@ class Answer:
 
     seconds: from when the engine had it to its last token.
     first_seconds: to its first token.
-    step_seconds: of each further step of the engine that gave it tokens, one or, of guesses,
+    step_seconds: of each later step of the engine that gave it tokens, one or, with draft tokens,
         several; empty where they were not asked for.
     """
 
@@ -65,7 +65,7 @@ class Answer:
 
     @property
     def token_seconds(self) -> float:
-        """Mean time of a token after the first one."""
+        """Mean seconds of a token after the first one."""
         return (self.seconds - self.first_seconds) / max(self.output_tokens - 1, 1)
 
 
@@ -73,12 +73,12 @@ class AnswerFile:
     """A JSONL of answers, whole after every line, that one run at a time writes.
 
     Args:
-        path: Where to. What a link points to is written, and the link stays.
+        path: The file. Where it is a link, the file that it points to is written.
         resume: Go on with what is there. A last line that was cut off is dropped, and so are
             errors, which are tried again.
 
     Raises:
-        FileExistsError: It is there, and `resume` is not asked for.
+        FileExistsError: It exists, and `resume` is not set.
         ValueError: It holds something else than answers, is no file, or another run writes it.
         OSError: It cannot be written.
     """
@@ -100,7 +100,7 @@ class AnswerFile:
         self.done = {answer["id"] for answer in kept}
 
     def write(self, answer: Answer) -> None:
-        """Add one line, and have it on its way to the disk.
+        """Add one line, and hand it to the system.
 
         Raises:
             OSError: The disk is full, the file has gone, or the like; the file ends as before.
@@ -117,7 +117,7 @@ class AnswerFile:
         self._size = self._file.tell()
 
     def close(self) -> None:
-        """Let other runs have the file. A new one without an answer is removed."""
+        """Let other runs have the file; a new one without an answer is removed."""
         if not self._file.closed and self._new and not self._size and self._is_there():
             self.path.unlink()
         self._file.close()
@@ -138,13 +138,13 @@ class AnswerFile:
             )
 
     def _is_there(self) -> bool:
-        """Whether the name still stands for the file that is open."""
+        """Return True where the name still stands for the file that is open."""
         with suppress(OSError):
             return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
         return False
 
     def _rewrite(self, answers: Sequence[dict[str, Any]]) -> None:
-        """Put a file of these answers, and locked too, in the place of the one that is open."""
+        """Replace the open file by one of these answers, which is locked too."""
         new = self.path.with_name(f".{self.path.name}.new")
         new.unlink(missing_ok=True)  # of a run that was killed here: this one has the lock
         old, self._file = self._file, _open(new, resume=False)
@@ -189,7 +189,7 @@ def make_folder(path: Path) -> None:
 def _open(path: Path, resume: bool) -> io.FileIO:
     """Open for reading and appending, without a buffer that would keep what could not be written.
 
-    What `resume` does not ask for must not be there.
+    Without `resume` the file must not exist.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
     if path.exists() and not path.is_file():  # opening a device may already do something
@@ -210,7 +210,7 @@ def _write(file: io.FileIO, data: bytes) -> None:
 
 
 def summary(answers: Sequence[Answer], seconds: float) -> list[tuple[str, str]]:
-    """What the answers of one run say together, as rows of a table.
+    """Return the summary of one run's answers, as rows of a table.
 
     Args:
         seconds: How long the run took, from the first request to the last answer.
@@ -234,7 +234,7 @@ def summary(answers: Sequence[Answer], seconds: float) -> list[tuple[str, str]]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Median and, of ten or more, the value that nine in ten stay below."""
+    """Return the median and, for ten values or more, the 90th percentile."""
     median = f"{statistics.median(values):.3f}"
     if len(values) < 10:
         return median
@@ -242,7 +242,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def write_mindie_csv(path: Path, answers: Sequence[Answer], batch_size: int) -> None:
-    """A row for each answer under MindIE's names; there, a row is a batch.
+    """Write a row for each answer under MindIE's names; in MindIE a row is a batch.
 
     Lists of times have commas between them.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks through vLLM's engine: continuous batching, and only a few of them in memory."""
+"""Runs tasks through vLLM's engine: continuous batching, with only a few of them in memory."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from vllm_glm41v_npu.offline.task import Task, TaskError
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
-GUESSES = "vllm:spec_decode_num_"
-"""How the names of vLLM's counters of parallel decoding begin."""
+DRAFTS = "vllm:spec_decode_num_"
+"""The beginning of the names of vLLM's counters of parallel decoding."""
 
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
 LONGEST_REASON = 1000
-"""Characters of an error; some name the whole request, pictures in base64 included."""
+"""The most characters of an error; some quote the whole request, pictures in base64 too."""
 
 
 class TooLong(RunEnded, ValueError):
-    """More tokens than are allowed, or than the model takes; pictures and videos included."""
+    """A prompt has more tokens than allowed, or than the model takes, those of media included."""
 
     code = 2
 
 
 def check_length(arguments: Mapping[str, Any]) -> None:
-    """Hold `max_model_len` of vLLM's LLM against the checkpoint's config, before anything starts.
+    """Check `max_model_len` of vLLM's LLM by the checkpoint's config, before anything starts.
 
-    With scaled rope positions the most is vLLM's to say.
+    With scaled rope positions vLLM itself decides the most.
 
     Raises:
         TooLong: The model has fewer positions.
@@ -43,7 +43,7 @@ def check_length(arguments: Mapping[str, Any]) -> None:
     """
     from transformers import AutoConfig
 
-    from vllm_glm41v_npu.checkpoint.config import register_config
+    from vllm_glm41v_npu.processing.hf_config import register_config
 
     register_config()
     trusts = arguments["trust_remote_code"]
@@ -92,10 +92,10 @@ class Runner:
         self._steps: dict[str, list[float]] = {}
 
     def run(self, tasks: Iterable[Task]) -> Generator[Answer, None, None]:
-        """One answer for each task; what is wrong with one, whatever it is, is its own answer.
+        """Yield one answer for each task; any error of a task is its own answer.
 
         Raises:
-            TooLong: A prompt is, and `skip_too_long` is not set.
+            TooLong: A prompt is too long, and `skip_too_long` is not set.
             RunEnded: The engine has stopped, so nothing more can be answered.
         """
         waiting = iter(tasks)
@@ -118,16 +118,16 @@ class Runner:
             self._running.clear()
             self._steps.clear()
 
-    def guesses(self) -> list[tuple[str, str]]:
-        """How parallel decoding went, as rows of a table; none without it, or without guesses."""
+    def draft_rows(self) -> list[tuple[str, str]]:
+        """Return rows of a table about accepted draft tokens; none where there were none."""
         if not self.engine.log_stats:
             return []
         counts = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
-        guessed = counts.get(f"{GUESSES}draft_tokens", 0)
-        right = counts.get(f"{GUESSES}accepted_tokens", 0)
-        if not guessed:
+        drafted = counts.get(f"{DRAFTS}draft_tokens", 0)
+        accepted = counts.get(f"{DRAFTS}accepted_tokens", 0)
+        if not drafted:
             return []
-        return [("tokens guessed right", f"{right} of {guessed} ({right / guessed:.0%})")]
+        return [("draft tokens accepted", f"{accepted} of {drafted} ({accepted / drafted:.0%})")]
 
     def _step(self) -> list[Any]:
         try:
@@ -149,7 +149,7 @@ class Runner:
             self.engine.abort_request(numbers)
 
     def _start(self, task: Task) -> Answer | None:
-        """Hand a task to the engine; what is wrong with it becomes its answer."""
+        """Hand a task to the engine; return its answer where the task is wrong."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         number = str(next(self.llm.request_counter))
@@ -182,7 +182,7 @@ class Runner:
         return SamplingParams(**settings, output_kind=kind)
 
     def _render(self, task: Task) -> Any:
-        """The prompt for the engine, its media processed."""
+        """Return the prompt for the engine, its media processed."""
         from vllm.renderers import ChatParams
 
         kwargs = {"add_generation_prompt": True, "continue_final_message": False, "tokenize": False}
@@ -218,7 +218,7 @@ class Runner:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a request: a sentence for the caller, or what else was raised."""
+    """Return the fault of a request: the sentence for the caller, or the name of the error."""
     if isinstance(error, (ValueError, OSError)) and str(error):
         return _cut(str(error))
     return f"The request cannot be processed ({_named(error)})."

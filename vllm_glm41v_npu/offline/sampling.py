@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling settings that a request may have for itself, checked before the engine sees them.
 
-vLLM checks their ranges and not their types; what its engine's process cannot read ends or hangs
-that process, and so all other requests.
+vLLM checks their ranges and not their types; a value that its engine's process cannot read ends or
+hangs that process, and so all other requests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class _Range(NamedTuple):
-    """What a number may be: from `low` to `high`."""
+    """The range of a number: from `low` to `high`."""
 
     type: type
     low: float
@@ -40,7 +40,7 @@ SETTINGS = (*_RANGES, "stop")
 
 
 def check_sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are set: not None.
+    """Return the settings that are not None.
 
     Raises:
         ValueError: One has a wrong type or is out of its range.
@@ -61,5 +61,5 @@ def _are_texts(value: Any) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no half of a pair of surrogates."""
+    """Return True for a text that can be written as UTF-8: it has no lone surrogate."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)

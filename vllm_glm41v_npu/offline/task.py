@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One request of a run, and what vLLM's chat is given of it."""
+"""One request of a run, and its messages for vLLM's chat."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_glm41v_npu.processing.limits import max_file_bytes
 from vllm_glm41v_npu.processing.media_files import data_url, kind_of, read_file
 
 MEDIA_TYPES = {"image": "image/png", "video": "video/mp4"}
@@ -20,16 +21,16 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """One request, of which nothing is read yet.
+    """One request; its files are not read yet.
 
-    id: what its answer is found by, one of a kind.
+    id: its answer is found by it; no two tasks share one.
     text: the question.
     files: pictures and videos, before the text.
-    system: of the system's turn, or "".
+    system: the text of the system's turn, or "".
     messages: the whole conversation in OpenAI's form, in place of the three.
     sampling: some of `sampling.SETTINGS`.
-    error: what is wrong with the request, in a sentence; it is not asked then.
-    place: a line's file and number, "" of others.
+    error: a sentence about a wrong request, which is not asked then.
+    place: file and number of a line, "" where it comes from no line.
     """
 
     id: str
@@ -42,7 +43,7 @@ class Task:
     place: str = field(default="", compare=False)
 
     def conversation(self) -> list[Any]:
-        """The messages for vLLM's chat; the files are read now.
+        """Return the messages for vLLM's chat; the files are read now.
 
         Raises:
             TaskError: One is no picture and no video, or cannot be read.
@@ -57,12 +58,10 @@ class Task:
 
 
 def _part(path: Path) -> dict[str, Any]:
-    """A file as vLLM's chat takes it, whole: no folder has to be shared with the engine."""
-    from vllm_glm41v_npu.processing.fetching import max_bytes
-
+    """Return a whole file as a part of vLLM's chat: no folder is shared with the engine."""
     kind = kind_of(path)
     try:
-        data = read_file(path, max_bytes(f"VLLM_GLM41V_NPU_MAX_{(kind or 'image').upper()}_MB"))
+        data = read_file(path, max_file_bytes("video" if kind == "video" else "image"))
     except OSError as error:
         raise TaskError(f"{path} cannot be read ({error.strerror}).") from error
     if kind is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be answered: pictures, videos, folders of them, lines of JSONL, plain text."""
+"""Tasks of a run, from pictures, videos, folders of them, lines of JSONL and plain text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from vllm_glm41v_npu.offline.sampling import SETTINGS, check_sampling, is_unicode
 from vllm_glm41v_npu.offline.task import Task, TaskError
-from vllm_glm41v_npu.processing.media_files import PICTURES, VIDEOS, is_medium, open_file
+from vllm_glm41v_npu.processing.media_files import MEDIA_SUFFIXES, is_medium, open_file
 
 __all__ = ["Task", "TaskError", "find_tasks"]
 
@@ -22,7 +22,7 @@ LINE_MIB = 512
 """The longest line of a JSONL; more would not fit beside a model."""
 
 NAMED = 5
-"""Files that are named when several are left out."""
+"""The most files that are named when several are left out."""
 
 _KEYS = {"id", "image", "video", "text", "system", "messages", *SETTINGS}
 
@@ -35,16 +35,17 @@ def find_tasks(
     system: str = "",
     say: Callable[[str], None] = logger.warning,
 ) -> list[Task]:
-    """One task for each file, each file in a folder, each line of a JSONL; without any of them, one
-    for each prompt. A line that is wrong is a task with an `error`.
+    """Return one task for each file, each file in a folder and each line of a JSONL.
+
+    Without any of them it is one for each prompt. A wrong line is a task with an `error`.
 
     Args:
         inputs: Files and folders. Folders are gone through with those in them, in natural order
             (2.png before 10.png).
-        prompts: The questions: the first file gets the first one and so on, and the last one stands
-            for all that follow, as in MindIE. Lines of a JSONL may bring their own.
-        system: Of the system's turn, unless a line has its own.
-        say: Called with a sentence about what is left out of a folder.
+        prompts: The questions: the first file gets the first one and so on, and all later files get
+            the last one, as in MindIE. Lines of a JSONL may have their own.
+        system: The text of the system's turn, unless a line has its own.
+        say: Called with a sentence about files of a folder that are left out.
 
     Raises:
         TaskError: Nothing is found, an input does not exist, cannot be read or is there twice, or a
@@ -81,7 +82,7 @@ def _complete(task: Task, text: str, system: str) -> Task:
 
 
 def _unique(tasks: Sequence[Task]) -> Iterator[Task]:
-    """The tasks, each with an id of its own; a line that repeats an id is called by its place."""
+    """Yield the tasks, each with its own id; a line that repeats an id is called by its place."""
     seen: set[str] = set()
     for task in tasks:
         if task.id in seen and task.place and task.place not in seen:
@@ -97,14 +98,14 @@ def _unique(tasks: Sequence[Task]) -> Iterator[Task]:
 
 
 def _files(path: Path, say: Callable[[str], None]) -> list[Path]:
-    """The file, or those of the folder that are pictures or videos by their names."""
+    """Return the file, or the pictures and videos of the folder, by their names."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         found = "is no file and no folder" if os.path.lexists(path) else "does not exist"
         raise TaskError(f"{path} {found}. Give pictures, videos, folders or JSONL files.")
     media, left_out = _walk(path)
-    names = " ".join(PICTURES + VIDEOS)
+    names = " ".join(MEDIA_SUFFIXES)
     if not media:
         raise TaskError(f"{path} holds no picture and no video, by their names ({names}).")
     if left_out:
@@ -118,7 +119,7 @@ def _files(path: Path, say: Callable[[str], None]) -> list[Path]:
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[str]]:
-    """Pictures and videos of a folder and of those in it, and what is left out, from there.
+    """Return the media below a folder, and the paths from it of all that is left out.
 
     Links to folders are not followed, as they may lead in a circle.
     """
@@ -150,7 +151,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _natural(path: Path) -> list[list[tuple[int, str]]]:
-    """A key for sorting by which numbers within names count as numbers."""
+    """Return a key for sorting in which numbers within names count as numbers."""
     return [
         [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
         for name in path.parts
@@ -158,7 +159,7 @@ def _natural(path: Path) -> list[list[tuple[int, str]]]:
 
 
 def _read_lines(path: Path) -> Iterator[Task]:
-    """A task for each line that is not empty; lines end with a line feed and nothing else."""
+    """Yield a task for each line that is not empty; lines end with a line feed and nothing else."""
     number = 0
     with open_file(path) as file:
         while line := file.readline((LINE_MIB << 20) + 1):
@@ -192,7 +193,7 @@ def _parsed(line: bytes, path: Path, number: int) -> Task:
 
 
 def _task(line: Any, name: str, folder: Path) -> Task:
-    """The request of a line, which is called `name` if it has no id; or what is wrong with it."""
+    """Return the task of a line, called `name` if it has no id; a wrong one has an `error`."""
     known = name
     try:
         if not isinstance(line, dict):
@@ -212,7 +213,7 @@ def _id(value: Any, name: str) -> str:
 
 
 def _checked(line: dict[str, Any], known: str, name: str, folder: Path) -> Task:
-    """Raise ValueError for a request that is wrong, in a sentence."""
+    """Return the task of a checked line; raise ValueError with a sentence about a wrong one."""
     unknown = sorted(line.keys() - _KEYS)
     if unknown:
         raise ValueError(
@@ -249,7 +250,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _messages(value: Any) -> tuple[dict[str, Any], ...]:
-    """A conversation whose form is right; what its parts hold is for vLLM to judge."""
+    """Return a conversation of the right form; vLLM checks the content of its parts."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"messages is {value!r:.60}; expected a list of messages, not empty.")
     for number, message in enumerate(value):

@@ -23,26 +23,56 @@ from vllm_glm41v_npu.page.conversation import (
     open_picture,
     request,
 )
-from vllm_glm41v_npu.page.guard import LIMITS, BoundedBodies, Names, OwnPageOnly
-from vllm_glm41v_npu.page.headers import NothingFromElsewhere
-from vllm_glm41v_npu.page.labels import CHINESE, ENGLISH
-from vllm_glm41v_npu.page.reply import Reply
+from vllm_glm41v_npu.page.guard import (
+    LIMITS,
+    BoundedBodies,
+    Names,
+    NothingFromElsewhere,
+    OwnPageOnly,
+)
 from vllm_glm41v_npu.page.server import Server, ServerError
+from vllm_glm41v_npu.page.streamed_answer import StreamedAnswer
 from vllm_glm41v_npu.serving.grounding import Box, draw_boxes
 
 FORGET = (3600, 24 * 3600)
-"""Every hour, files that were uploaded a day ago."""
+"""Seconds between two removals of uploads, and their age then."""
 
 CSS = """
 #status { text-align: center }
 button[aria-label="Share"] { display: none }  /* would send a picture to a hub */
 """
 
+ENGLISH = {
+    "ask": "Ask about pictures or clips: type, paste or drop them here",
+    "chat": "Conversation",
+    "settings": "Settings",
+    "own": "default",
+    "system": "System prompt",
+    "temperature": "Temperature",
+    "top_p": "Top p",
+    "top_k": "Top k",
+    "repetition_penalty": "Repetition penalty",
+    "max_tokens": "Most tokens",
+}
+CHINESE = {
+    "ask": "就图片或视频提问：输入文字，粘贴或拖入文件",
+    "chat": "对话",
+    "settings": "设置",
+    "own": "默认",
+    "system": "系统提示词",
+    "temperature": "温度",
+    "top_p": "Top p",
+    "top_k": "Top k",
+    "repetition_penalty": "重复惩罚",
+    "max_tokens": "最多词元数",
+}
+"""The words on the page; the browser's language chooses."""
+
 words = gr.I18n(**{"en": ENGLISH, "zh-CN": CHINESE})
 
 
 def build(server: Server) -> gr.Blocks:
-    """The page of one server."""
+    """Return the page of one server."""
 
     async def status() -> str:
         try:
@@ -53,7 +83,7 @@ def build(server: Server) -> gr.Blocks:
     async def answer(
         question: dict[str, Any], history: list[Message], system: str, *sampling: str
     ) -> AsyncIterator[list[gr.ChatMessage]]:
-        reply = Reply()
+        reply = StreamedAnswer()
         text, files = question["text"], question["files"]
         try:
             body = _body(sampling)
@@ -113,7 +143,7 @@ def launch(page: gr.Blocks, names: Names, port: int, uploads: Path) -> None:
 
     Args:
         names: Where it listens, and by which names browsers come.
-        uploads: The folder that gradio keeps files in.
+        uploads: The folder where gradio keeps files.
     """
     # Gradio would fetch any URL that a request names in place of an upload, of any size.
     processing_utils.async_ssrf_protected_download = _fetch_nothing
@@ -144,15 +174,15 @@ SAMPLING = {
     "repetition_penalty": float,
     "max_tokens": int,
 }
-"""Fields of a request that the page has a field for, and what they take."""
+"""Fields of a request that the page shows, and their types."""
 
 
 class SettingError(Exception):
-    """A setting that is no number; a sentence for the person at the page."""
+    """A setting is no number; the message is for the person at the page."""
 
 
 def _settings() -> list[gr.Textbox]:
-    """The system prompt, and the fields of SAMPLING: texts, as gradio's numbers are never empty."""
+    """Return the fields of settings, all of them texts: gradio's numbers are never empty."""
     with gr.Accordion(words("settings"), open=False):
         system = gr.Textbox("", label=words("system"), lines=2)
         with gr.Row():
@@ -165,7 +195,7 @@ def _settings() -> list[gr.Textbox]:
 
 
 def _body(sampling: Sequence[str]) -> dict[str, Any]:
-    """A request without its messages; what the person left empty is the server's to choose.
+    """Return a request without its messages; the server chooses fields left empty.
 
     Raises SettingError.
     """
@@ -183,8 +213,8 @@ def _body(sampling: Sequence[str]) -> dict[str, Any]:
     return body
 
 
-def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
-    """The thinking, folded once the answer begins, and the answer."""
+def _shown(reply: StreamedAnswer, done: bool = False) -> list[gr.ChatMessage]:
+    """Return the thinking, folded once the answer begins, and the answer."""
     shown = []
     if reply.thinking:
         folded = {"status": "done"} if done or reply.content else {}
@@ -194,8 +224,8 @@ def _shown(reply: Reply, done: bool = False) -> list[gr.ChatMessage]:
     return shown
 
 
-def _remarks(reply: Reply, media: list[str]) -> list[gr.ChatMessage]:
-    """The picture with the answer's boxes, and what else there is to say about an answer."""
+def _remarks(reply: StreamedAnswer, media: list[str]) -> list[gr.ChatMessage]:
+    """Return the picture with the answer's boxes, and notes about the answer."""
     remarks: list[Any] = []
     if reply.cut:
         remarks.append("The answer ends here, as all its tokens are used up.")
@@ -207,7 +237,7 @@ def _remarks(reply: Reply, media: list[str]) -> list[gr.ChatMessage]:
 
 
 def _drawn(boxes: list[Box], media: list[str]) -> list[Any]:
-    """The picture with boxes; a sentence where it cannot be drawn, nothing where none was asked."""
+    """Return the picture with boxes, or a sentence where it cannot be drawn."""
     if len(media) > 1:
         return ["Boxes are drawn where the question has one picture; this has several."]
     try:

@@ -2,8 +2,8 @@
 """The conversation on the page as messages of a request.
 
 Messages of the page are those of gradio's Chatbot: `role`, `content` (a list of parts: `text`,
-`file`, or a component such as a drawn picture) and `metadata`. Of the assistant's, those with
-metadata are no words of the model's answer: its thinking has a title, our notes an id.
+`file`, or a component such as a drawn picture) and `metadata`. The assistant's messages with
+metadata are not the model's answer: its thinking has a title, our notes have an id.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from vllm_glm41v_npu.processing.media_files import data_url
 from vllm_glm41v_npu.processing.picture_formats import formats
 
 NOTE, ERROR = "note", "error"
-"""Metadata ids: what the page remarks about an answer, and why there is none."""
+"""Metadata ids of the page's notes about an answer, and of errors in place of one."""
 
 MAX_FILES, MAX_BYTES = 16, 512 << 20
-"""Pictures and clips of one request, those of earlier questions among them, and their bytes."""
+"""The most pictures and clips of one request, earlier questions' included, and their bytes."""
 
 Message = dict[str, Any]
 
@@ -39,7 +39,7 @@ class MediaError(Exception):
 
 
 def request(history: Sequence[Message], files: Sequence[str], text: str, system: str) -> list:
-    """The messages to send: the system's, those of the page, and the new one.
+    """Return the messages to send: the system's, those of the page, and the new one.
 
     Raises MediaError.
     """
@@ -59,18 +59,18 @@ def request(history: Sequence[Message], files: Sequence[str], text: str, system:
 
 
 def last_media(history: Sequence[Message], files: Sequence[str]) -> list[str]:
-    """The paths of the latest message that has any: what an answer with boxes is about."""
+    """Return the paths of the latest message that has any; boxes of an answer are about them."""
     earlier = (_files(message) for message in reversed(history) if message["role"] == "user")
     return next((paths for paths in (list(files), *earlier) if paths), [])
 
 
 def open_picture(path: str) -> Image.Image | None:
-    """The picture in a file; None where it is a video."""
+    """Return the picture in a file; None where it is a video."""
     return Image.open(path, formats=formats()) if _kind(path).startswith("image/") else None
 
 
 def _check_amount(files: Sequence[str]) -> None:
-    """Raise MediaError where they are more than a request may have; nothing is read before."""
+    """Raise MediaError where there are more files than a request may have; none is read before."""
     try:
         size = sum(Path(path).stat().st_size for path in files)
     except OSError as error:
@@ -88,7 +88,7 @@ def _check_amount(files: Sequence[str]) -> None:
 
 
 def _user(files: Iterable[str], text: str) -> Message:
-    """Media come before the question, as in the model's training."""
+    """Return a user's message; media come before the question, as in the model's training."""
     words = [{"type": "text", "text": text}] if text else []
     return {"role": "user", "content": [*map(_part, files), *words]}
 

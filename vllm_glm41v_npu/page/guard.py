@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of requests to the page: they are its own page's, and of a bearable size.
+"""Guard of the page: requests come from the page itself, within limits; a policy for browsers.
 
 The page has no password on this machine, so another web page in the same browser must not use it.
 The browser says which page asks (`Origin`), and by which name it came (`Host`): a name of somebody
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MEBIBYTE = 1 << 20
 EVERYWHERE = ("0.0.0.0", "::")
@@ -36,7 +36,7 @@ class Names(NamedTuple):
     more: Collection[str] = ()
 
     def allow(self, name: str) -> bool:
-        """Whether a host of a URL, without its port, is one of them."""
+        """Return True where a URL's host, without its port, is one of these names."""
         name = name.lower()
         if name in self.more or name in ("localhost", self.host.lower()):
             return True
@@ -64,7 +64,7 @@ class OwnPageOnly:
             await PlainTextResponse(wrong, 403)(scope, receive, send)
 
     def _wrong(self, headers: Headers) -> str | None:
-        """The fault of a request's names, in a sentence."""
+        """Return a sentence about names of a request that are not the page's; else None."""
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         host = hosts[0] if len(hosts) == 1 else ""
         if not self._names.allow(_name(f"//{host}")):
@@ -85,7 +85,7 @@ class OwnPageOnly:
 
 
 def _name(url: str) -> str:
-    """The host of a URL; empty where there is none."""
+    """Return the host of a URL; an empty text where there is none."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:
@@ -139,7 +139,7 @@ class BoundedBodies:
             self._coming -= int(length) * is_upload
 
     async def _wrong(self, length: int, is_upload: bool) -> str | None:
-        """Why a body is not received, in a sentence."""
+        """Return a sentence about a body that is not received; None where it is."""
         most = self._limits.upload if is_upload else self._limits.other
         if length > most + MEBIBYTE * is_upload:  # there is a form around the files
             return (
@@ -159,7 +159,7 @@ class BoundedBodies:
 
 
 def _holds(folder: Path) -> tuple[int, int]:
-    """The number of files in a folder and below, and their bytes together."""
+    """Return the number of files in a folder and below, and their bytes together."""
     files = bytes_ = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -169,3 +169,24 @@ def _holds(folder: Path) -> tuple[int, int]:
                 continue
             files += 1
     return files, bytes_
+
+
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+)
+
+
+class NothingFromElsewhere:
+    """ASGI middleware that lets browsers load nothing from elsewhere, and nobody frame the page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy if scope["type"] == "http" else send)

@@ -11,21 +11,23 @@ from typing import Any
 
 import httpx
 
+from vllm_glm41v_npu.serving.asgi import CHAT
+
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 600  # before the first token of a long clip on a CPU
 
 
 class ServerError(Exception):
-    """What the server did not do, and what to do about it, for the person at the page."""
+    """A failure of the server, with what to do about it, for the person at the page."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where the page asks.
+    """The server that the page asks.
 
     address: without /v1, such as http://127.0.0.1:8000.
     key: the API key it wants, or None.
-    model: the name in requests; None is the first that it lists.
+    model: the name in requests; None for the first that the server lists.
     """
 
     address: str
@@ -33,7 +35,7 @@ class Server:
     model: str | None = None
 
     async def model_name(self) -> str:
-        """The name of the model to ask. Raises ServerError."""
+        """Return the name of the model to ask. Raises ServerError."""
         with self._explained():
             async with self._client() as client:
                 response = await client.get("/v1/models")
@@ -55,11 +57,11 @@ class Server:
         return self.model or names[0]
 
     async def stream(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The choices of /v1/chat/completions as they come. Raises ServerError."""
+        """Yield the choices of /v1/chat/completions as they come. Raises ServerError."""
         with self._explained():
             async with (
                 self._client() as client,
-                client.stream("POST", "/v1/chat/completions", json=body) as response,
+                client.stream("POST", CHAT, json=body) as response,
             ):
                 if not response.is_success:
                     await response.aread()
@@ -74,7 +76,7 @@ class Server:
         return httpx.AsyncClient(base_url=self.address, headers=headers, timeout=timeout)
 
     def _choices(self, line: str) -> list[dict[str, Any]]:
-        """Those of one line of a stream of events."""
+        """Return the choices in one line of a stream of events."""
         field, _, data = line.partition(":")
         if field != "data" or data.strip() == "[DONE]":
             return []
@@ -130,7 +132,7 @@ class Server:
 
 
 def _said(response: httpx.Response) -> str:
-    """What an error says; nothing of a stream that has begun well."""
+    """Return the message of an error; an empty text for a stream that has begun well."""
     if response.is_success:
         return ""
     try:
@@ -140,7 +142,7 @@ def _said(response: httpx.Response) -> str:
 
 
 def _message(body: Any) -> str:
-    """The sentence in OpenAI's, FastAPI's or any other form of an error."""
+    """Return the sentence in OpenAI's, FastAPI's or any other form of an error."""
     while isinstance(body, dict):
         forms = (body[name] for name in ("error", "message", "detail") if body.get(name))
         inner = next(forms, None)

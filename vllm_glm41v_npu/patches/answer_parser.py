@@ -4,13 +4,15 @@
 vLLM 0.23.0 composes a parser of its own from a reasoning parser and a tool parser, and a plugin can
 register those two alone. Its parser loses answers that should have called a tool, shows thinking in
 streams with `include_reasoning: false`, and calls no tools in streams after thinking that a parser
-like ours takes apart. Can go when vLLM lets a plugin register a whole parser, or does all three.
+like ours takes apart. Ends when vLLM lets a plugin register a whole parser, or does all three.
 """
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from typing import Any
+
+from vllm_glm41v_npu.patches import wrap
 
 
 def apply() -> None:
@@ -19,30 +21,26 @@ def apply() -> None:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
-    _replace(OpenAIServingChat, "parser_cls")
-    _replace(OpenAIServingResponses, "parser")
-    _parse_batches(OpenAIServingChatBatch)
+    wrap(OpenAIServingChat, "__init__", partial(_replacing, "parser_cls"))
+    wrap(OpenAIServingResponses, "__init__", partial(_replacing, "parser"))
+    wrap(OpenAIServingChatBatch, "chat_completion_full_generator_batch", _parsing_batches)
 
 
-def _replace(handler: Any, attribute: str) -> None:
-    """Replace what `handler.__init__` leaves in `attribute`."""
-    make = handler.__init__
+def _replacing(attribute: str, make: Any) -> Any:
+    """Return a handler's `__init__` that replaces what `make` leaves in `attribute`."""
 
-    @functools.wraps(make)
     def __init__(self: Any, *arguments: Any, **options: Any) -> None:
         from vllm_glm41v_npu.serving.answer_parser import answer_parser
 
         make(self, *arguments, **options)
         setattr(self, attribute, answer_parser(getattr(self, attribute)))
 
-    handler.__init__ = __init__
+    return __init__
 
 
-def _parse_batches(handler: Any) -> None:
+def _parsing_batches(generate: Any) -> Any:
     """Give batches, which ask a reasoning parser alone, the whole one in its place."""
-    generate = handler.chat_completion_full_generator_batch
 
-    @functools.wraps(generate)
     async def chat_completion_full_generator_batch(
         self: Any, request: Any, *arguments: Any, **options: Any
     ) -> Any:
@@ -52,4 +50,4 @@ def _parse_batches(handler: Any) -> None:
         parser = self.parser_cls(self.renderer.tokenizer, chat_template_kwargs=kwargs)
         return await generate(self, request, *others, parser, **options)
 
-    handler.chat_completion_full_generator_batch = chat_completion_full_generator_batch
+    return chat_completion_full_generator_batch

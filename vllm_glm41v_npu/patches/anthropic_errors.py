@@ -3,33 +3,31 @@
 
 The router of /v1/messages and /v1/messages/count_tokens in vLLM 0.23.0 catches every exception, and
 answers 500 with a traceback in the log. That is also its answer where a call of a tool is cut off
-by `max_tokens`, as its arguments are no JSON yet. Can go when the router asks
+by `max_tokens`, as its arguments are no JSON yet. Ends when the router asks
 `create_error_response` first, and the converter takes arguments that are cut off.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from http import HTTPStatus
 from typing import Any
 
+from vllm_glm41v_npu.patches import wrap
+
 
 def apply() -> None:
-    """Let the handlers return what the router would take for a failure of the server."""
+    """Let the handlers return the errors that the router would take for failures of the server."""
     from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 
     for name in ("create_messages", "count_tokens"):
-        answer = getattr(AnthropicServingMessages, name)
-        setattr(AnthropicServingMessages, name, _refusing(answer))
-    convert = AnthropicServingMessages.messages_full_converter
-    AnthropicServingMessages.messages_full_converter = _showing_what_is_cut_off(convert)
+        wrap(AnthropicServingMessages, name, _refusing)
+    wrap(AnthropicServingMessages, "messages_full_converter", _showing_what_is_cut_off)
 
 
 def _refusing(answer: Any) -> Any:
-    @functools.wraps(answer)
     async def refusing(*arguments: Any, **options: Any) -> Any:
-        from vllm.entrypoints.serve.utils.error_response import create_error_response
+        from vllm_glm41v_npu.upstream import create_error_response
 
         try:
             return await answer(*arguments, **options)
@@ -45,7 +43,6 @@ def _refusing(answer: Any) -> Any:
 
 
 def _showing_what_is_cut_off(convert: Any) -> Any:
-    @functools.wraps(convert)
     def messages_full_converter(self: Any, response: Any) -> Any:
         message = response.choices[0].message
         whole: list[Any] = []

@@ -3,33 +3,30 @@
 
 vLLM 0.23.0 knows the tokenizer's one end token there: GLM-4.1V's answers, which end at `<|user|>`
 or `</answer>`, go on into questions that the model asks itself. Sampled at a temperature, a token
-outside the likeliest also shifts every beam behind it to another. Can go when both are mended.
+outside the likeliest also shifts every beam behind it to another. Ends when vLLM does both right.
 """
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from typing import Any
 
-from vllm_glm41v_npu.patches import is_ours
+from vllm_glm41v_npu.family import is_ours
+from vllm_glm41v_npu.patches import wrap
 
 
 def apply() -> None:
-    """Search so for requests, and offline."""
+    """Search with this package's beam search, for requests and offline."""
     from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
     from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 
     from vllm_glm41v_npu.decoding.beam_search import search_offline, search_online
 
-    for owner, ours in (
-        (BeamSearchOnlineMixin, search_online),
-        (BeamSearchOfflineMixin, search_offline),
-    ):
-        owner.beam_search = _searching(ours, owner.beam_search)
+    wrap(BeamSearchOnlineMixin, "beam_search", partial(_searching, search_online))
+    wrap(BeamSearchOfflineMixin, "beam_search", partial(_searching, search_offline))
 
 
 def _searching(ours: Any, known: Any) -> Any:
-    @functools.wraps(known)
     def beam_search(self: Any, *arguments: Any, **options: Any) -> Any:
         search = ours if is_ours(self.model_config) else known
         return search(self, *arguments, **options)

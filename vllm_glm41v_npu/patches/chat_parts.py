@@ -2,16 +2,16 @@
 """Take pictures and videos in any form that clients use, offline too.
 
 vLLM 0.23.0 refuses `{"type": "image", "image": ...}`, transformers' form, and a plain string as
-`image_url` beside a type. The server's bodies were put into its form before; this is for
-conversations that no route has seen. Can go when vLLM's `MM_PARSER_MAP` takes them.
+`image_url` beside a type. Bodies of the server are put into its form before; this is for
+conversations that no route has seen. Ends when vLLM's `MM_PARSER_MAP` takes them.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-from vllm_glm41v_npu.patches import is_ours
+from vllm_glm41v_npu.family import is_ours
+from vllm_glm41v_npu.patches import wrap
 
 
 def apply() -> None:
@@ -19,11 +19,10 @@ def apply() -> None:
     from vllm.renderers import hf
 
     for name in ("parse_chat_messages", "parse_chat_messages_async"):
-        setattr(hf, name, _in_form(getattr(hf, name)))
+        wrap(hf, name, _in_form)
 
 
 def _in_form(parse: Any) -> Any:
-    @functools.wraps(parse)
     def parse_chat_messages(
         messages: Any, model_config: Any, *arguments: Any, **options: Any
     ) -> Any:
@@ -37,7 +36,7 @@ def _in_form(parse: Any) -> Any:
 
 
 def _message(name: str, message: Any) -> Any:
-    """A copy with other parts; anything but a list of parts stays."""
+    """Return a copy with its parts in vLLM's form; anything but a list of parts stays."""
     from vllm_glm41v_npu.serving.chat_parts import for_chat
 
     content = message.get("content") if isinstance(message, dict) else None

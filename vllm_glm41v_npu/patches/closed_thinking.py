@@ -2,26 +2,25 @@
 """Close the thinking in the prompt where `chat_template_kwargs` switch it off.
 
 vLLM 0.23.0 hands `enable_thinking` to the chat template and drops it, without a word, where the
-template has no such variable; GLM-4.1V's has none. Can go when the checkpoint's template has it.
+template has no such variable; GLM-4.1V's has none. Ends when the checkpoint's template has it.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-from vllm_glm41v_npu.patches import is_ours
+from vllm_glm41v_npu.family import is_ours
+from vllm_glm41v_npu.patches import wrap
 
 
 def apply() -> None:
     """Render the chats of every route, and offline, with the thinking closed if it has to be."""
     from vllm.renderers import hf
 
-    hf.safe_apply_chat_template = _closing(hf.safe_apply_chat_template)
+    wrap(hf, "safe_apply_chat_template", _closing)
 
 
 def _closing(render: Any) -> Any:
-    @functools.wraps(render)
     def safe_apply_chat_template(
         model_config: Any, tokenizer: Any, conversation: Any, **options: Any
     ) -> str | list[int]:

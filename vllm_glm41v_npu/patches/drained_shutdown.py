@@ -2,20 +2,20 @@
 """Let a server that ends answer also the requests that have not reached its engine.
 
 With --shutdown-timeout, vLLM 0.23.0 stops its engine's intake at SIGTERM. A request whose pictures
-are still being read comes too late, and gets an empty answer with status 200. Can go when vLLM
+are still being read comes too late, and gets an empty answer with status 200. Ends when vLLM
 waits for the requests of its front end first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from vllm_glm41v_npu.patches import is_ours
+from vllm_glm41v_npu.family import is_ours
+from vllm_glm41v_npu.patches import wrap
 
 _SERVERS = ("vllm.entrypoints.openai.api_server", "__main__")
 """Modules that may call vLLM's HTTP server: of `vllm serve`, and of `python -m` with the first."""
@@ -25,26 +25,24 @@ _PAUSE = 0.05
 
 def apply() -> None:
     """Wait for them before the engine is stopped; in processes without a server do nothing."""
-    launcher: Any = sys.modules.get("vllm.entrypoints.launcher")
-    if launcher is None:
-        return
-    serve_http = launcher.serve_http
+    for name in _SERVERS:
+        server = sys.modules.get(name)
+        if hasattr(server, "serve_http"):
+            wrap(server, "serve_http", _draining)
 
-    @functools.wraps(serve_http)
+
+def _draining(serve_http: Any) -> Any:
     async def serve(app: Any, *arguments: Any, **options: Any) -> Any:
         client = app.state.engine_client
         if client is not None and is_ours(client.vllm_config.model_config):
             client.shutdown = _after_requests(app, client.shutdown)
         return await serve_http(app, *arguments, **options)
 
-    for name in _SERVERS:
-        server: Any = sys.modules.get(name)
-        if getattr(server, "serve_http", None) is serve_http:
-            server.serve_http = serve
+    return serve
 
 
 def _after_requests(app: Any, shutdown: Callable[..., None]) -> Callable[..., None]:
-    """`shutdown` of an engine's client that first gives requests in flight their time."""
+    """Return an engine client's `shutdown` that first gives requests in flight their time."""
 
     def wait_and_shutdown(timeout: float | None = None) -> None:
         end = time.monotonic() + (timeout or 0)
@@ -57,7 +55,7 @@ def _after_requests(app: Any, shutdown: Callable[..., None]) -> Callable[..., No
 
 
 def _requests(app: Any) -> int:
-    """How many requests uvicorn has handed out and not seen answered."""
+    """Return how many requests uvicorn has handed out and not seen answered."""
     return len(app.state.server.server_state.tasks)
 
 

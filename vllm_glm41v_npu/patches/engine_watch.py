@@ -2,7 +2,7 @@
 """End an engine core when the process that started it was killed.
 
 vLLM's workers watch the process above them; its engine core (0.23.0) waits for requests for ever,
-and keeps the device's memory from the next server. Can go when the engine core watches too.
+and keeps the device's memory from the next server. Ends when the engine core watches too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ _NAME = "glm41v-parent-watch"
 
 
 def apply() -> None:
-    """Watch, in a thread of the engine core's process; elsewhere do nothing."""
+    """Watch in a thread of the engine core's process; elsewhere, and if one watches, do nothing."""
     parent = multiprocessing.parent_process()
     is_engine = multiprocessing.current_process().name.startswith("EngineCore")
-    if parent is None or not is_engine:
+    is_watched = any(thread.name == _NAME for thread in threading.enumerate())
+    if parent is None or not is_engine or is_watched:
         return
 
     def watch() -> None:

@@ -4,25 +4,26 @@
 vLLM 0.23.0 (`--structured-outputs-config` "auto") checks a grammar or schema with xgrammar, then
 with guidance if xgrammar refuses it; but its engine compiles all with the library of the first
 request. One grammar that guidance alone takes, such as `root ::= ` with nothing behind it, ends
-the engine, and the server with it. Can go when the engine keeps a backend for each name.
+the engine, and the server with it. Ends when the engine keeps a backend for each name.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
+
+from vllm_glm41v_npu.family import is_ours
+from vllm_glm41v_npu.patches import wrap
 
 
 def apply() -> None:
     """Keep a backend for each name in the engine's manager."""
     from vllm.v1.structured_output import StructuredOutputManager
 
-    from vllm_glm41v_npu.patches import is_ours
+    wrap(StructuredOutputManager, "grammar_init", _keeping_backends)
 
-    start = StructuredOutputManager.grammar_init
 
-    @functools.wraps(start)
+def _keeping_backends(start: Any) -> Any:
     def grammar_init(self: Any, request: Any) -> None:
         if request.structured_output_request is None or not is_ours(self.vllm_config.model_config):
             start(self, request)
@@ -36,4 +37,4 @@ def apply() -> None:
         if self.backend is None:
             self.backend = ours.backend  # whose token masks, alike in all of them, are used
 
-    StructuredOutputManager.grammar_init = grammar_init
+    return grammar_init

@@ -4,26 +4,29 @@
 vLLM 0.23.0 compares a prompt's characters with the context before it tokenizes, but for `/tokenize`
 and for prompts with `truncate_prompt_tokens`. All requests share one thread for tokens: a text of
 39 MB held it for minutes, took 7 GiB, and no other request was answered, also once the client had
-left. Can go when vLLM refuses such texts by their characters.
+left. Ends when vLLM refuses such texts by their characters.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
+from vllm_glm41v_npu.patches import wrap
+
 MAX_CHARACTERS = 1 << 20
-"""Characters of a text with no limit of its own; 65,536 tokens of English are some 300,000."""
+"""The longest text without a limit of its own; 65,536 tokens of English are 300,000 or so."""
 
 
 def apply() -> None:
-    """Refuse them before they are tokenized."""
-    from vllm.exceptions import VLLMValidationError
+    """Refuse such texts before they are tokenized."""
     from vllm.renderers import TokenizeParams
 
-    check = TokenizeParams._text_len_check
+    wrap(TokenizeParams, "_text_len_check", _refusing_long)
 
-    @functools.wraps(check)
+
+def _refusing_long(check: Any) -> Any:
+    from vllm.exceptions import VLLMValidationError
+
     def check_length(self: Any, tokenizer: Any, text: str) -> str:
         unlimited = self.max_input_tokens is None or self.truncate_prompt_tokens is not None
         if unlimited and len(text) > MAX_CHARACTERS:
@@ -36,4 +39,4 @@ def apply() -> None:
             )
         return check(self, tokenizer, text)
 
-    TokenizeParams._text_len_check = check_length
+    return check_length

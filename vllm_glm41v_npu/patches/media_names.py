@@ -9,19 +9,19 @@ Here a name is no part of a chat: with its medium it changes nothing, and withou
 program that calls `LLM.generate` may still leave out a medium (None) that it has given before under
 the same of its `multi_modal_uuids`, and gets what it gave last. Media that a client processed are
 refused unless the server trusts clients with embeddings (`--enable-mm-embeds`), and are then named
-by their content too. Can go when vLLM binds names to what was sent under them.
+by their content too. Ends when vLLM binds names to what was sent under them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cachetools import LRUCache
 from vllm.exceptions import VLLMValidationError
 
-from vllm_glm41v_npu.patches import is_ours
+from vllm_glm41v_npu.family import is_ours
+from vllm_glm41v_npu.patches import wrap
 
 MEDIA = (
     "image_url",
@@ -51,17 +51,11 @@ def apply() -> None:
     from vllm.renderers.base import BaseRenderer
     from vllm.v1.engine.input_processor import InputProcessor
 
-    _wrap(chat_utils, "_parse_chat_message_content_part", _without_names)
-    _wrap(BaseRenderer, "_process_mm_uuids", _marking_names)
-    _wrap(ProcessorInputs, "get_mm_hashes", _hashing_contents)
-    _wrap(mm_serde, "decode_mm_kwargs_item", _marking_processed)
-    _wrap(InputProcessor, "process_inputs", _checking_processed)
-
-
-def _wrap(owner: Any, name: str, wrapper: Any) -> None:
-    known = getattr(owner, name)
-    if not hasattr(known, "__wrapped__"):
-        setattr(owner, name, functools.wraps(known)(wrapper(known)))
+    wrap(chat_utils, "_parse_chat_message_content_part", _without_names)
+    wrap(BaseRenderer, "_process_mm_uuids", _marking_names)
+    wrap(ProcessorInputs, "get_mm_hashes", _hashing_contents)
+    wrap(mm_serde, "decode_mm_kwargs_item", _marking_processed)
+    wrap(InputProcessor, "process_inputs", _checking_processed)
 
 
 def _without_names(known: Any) -> Any:

@@ -3,7 +3,7 @@
 
 vLLM 0.23.0 pins host memory by default, which needs the driver. The CPU worker puts another
 function in its place, but vLLM's LoRA layers were imported, with the first one, before that worker.
-Can go when the default asks the platform, as vLLM's other pinned copies do.
+Ends when the default asks the platform, as vLLM's other pinned copies do.
 """
 
 from __future__ import annotations
@@ -13,4 +13,5 @@ def apply() -> None:
     """Leave host memory unpinned by default."""
     from vllm.utils.torch_utils import async_tensor_h2d
 
-    async_tensor_h2d.__defaults__ = (False,)
+    if async_tensor_h2d.__defaults__ == (True,):
+        async_tensor_h2d.__defaults__ = (False,)

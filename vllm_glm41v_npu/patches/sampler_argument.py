@@ -2,7 +2,7 @@
 """Let the CPU's kernel for recovered tokens be called as the rejection sampler calls it.
 
 The sampler of vLLM 0.23.0 passes USE_FP64_GUMBEL, which chooses the precision of a GPU's random
-numbers; the CPU kernel has no such parameter. Can go when `cpu_triton_utils` takes it.
+numbers; the CPU kernel has no such parameter. Ends when `cpu_triton_utils` takes it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let a request's guessed tokens stop where its thinking would end, if a grammar follows.
+"""Let a request's draft tokens stop where its thinking would end, if a grammar follows.
 
-vLLM 0.23.0 asks once a step whether a reasoning parser sees the thinking over. Guesses that go on
-behind its end are bound by no grammar, and what is sampled after them neither. Can go when
-`grammar_bitmask` asks the parser at every guess.
+vLLM 0.23.0 asks once a step whether a reasoning parser sees the thinking over. Draft
+tokens behind its end are bound by no grammar, and what is sampled after them neither. Ends when
+`grammar_bitmask` asks the parser at every draft token.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from vllm_glm41v_npu.patches import is_ours
+from vllm_glm41v_npu.family import is_ours
+from vllm_glm41v_npu.patches import wrap
 
 
 def apply() -> None:
-    """Cut the guesses in every scheduler that vLLM makes for this model."""
+    """Cut the draft tokens in every scheduler that vLLM makes for this model."""
     from vllm.config import SchedulerConfig
 
-    known = SchedulerConfig.get_scheduler_cls
+    wrap(SchedulerConfig, "get_scheduler_cls", _cutting)
 
-    @functools.wraps(known)
-    def get_scheduler_cls(config: SchedulerConfig) -> type:
-        return _guessing_within_thinking(known(config))
 
-    SchedulerConfig.get_scheduler_cls = get_scheduler_cls
+def _cutting(known: Any) -> Any:
+    def get_scheduler_cls(config: Any) -> type:
+        return _drafting_within_thinking(known(config))
+
+    return get_scheduler_cls
 
 
 @functools.cache
-def _guessing_within_thinking(scheduler: Any) -> type:
-    """A kind of this scheduler of vLLM's."""
+def _drafting_within_thinking(scheduler: Any) -> type:
+    """Return a subclass of a scheduler of vLLM's that cuts draft tokens."""
 
     class Scheduler(scheduler):
         def update_draft_token_ids(self, drafts: Any) -> None:
@@ -46,25 +48,25 @@ def _guessing_within_thinking(scheduler: Any) -> type:
             for number, name in enumerate(drafts.req_ids):
                 request = self.requests.get(name)
                 if request is not None and request.use_structured_output:
-                    guesses = drafts.draft_token_ids[number]
-                    kept = _thinking(self.structured_output_manager, request, guesses)
+                    drafted = drafts.draft_token_ids[number]
+                    kept = _within_thinking(self.structured_output_manager, request, drafted)
                     drafts.draft_token_ids[number] = kept
 
     return Scheduler
 
 
-def _thinking(manager: Any, request: Any, guesses: list[int]) -> list[int]:
-    """The guesses that come before the end of the request's thinking."""
+def _within_thinking(manager: Any, request: Any, drafts: list[int]) -> list[int]:
+    """Return the draft tokens that come before the end of the request's thinking."""
     parser = manager._get_reasoner(request)
     if parser is None or manager.enable_in_reasoning:
-        return guesses
+        return drafts
     if request.structured_output_request.reasoning_ended:
-        return guesses
-    text = [*request.all_token_ids, *guesses]
-    if not parser.is_reasoning_end_streaming(text, guesses):
-        return guesses
-    before = len(text) - len(guesses)
-    for count, token in enumerate(guesses):
+        return drafts
+    text = [*request.all_token_ids, *drafts]
+    if not parser.is_reasoning_end_streaming(text, drafts):
+        return drafts
+    before = len(text) - len(drafts)
+    for count, token in enumerate(drafts):
         if parser.is_reasoning_end_streaming(text[: before + count + 1], [token]):
-            return guesses[:count]
+            return drafts[:count]
     return []  # an end that is several tokens long

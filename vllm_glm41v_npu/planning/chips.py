@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each card can do at most, and where each figure is from.
+"""The most that each card can do, and the source of each figure.
 
-A figure that no source gives, or on which sources disagree, is a guess, and is shown as one. Bounds
-must not be too high, so of several figures the better is taken, unless it was measured.
+A figure without a source, or with sources that disagree, is a guess, and is shown as one. Times are
+lower bounds, so of several figures the faster is taken, unless one was measured.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from vllm_glm41v_npu.backends import ATLAS_310P, ATLAS_A2, Backend
 
 
 class PlanError(ValueError):
-    """What was asked for cannot be planned; the message says why, and what to do."""
+    """A request that cannot be planned; the message says why, and what to do."""
 
 
 class Figure(NamedTuple):
-    """One number, in the base unit (bytes, seconds, operations), and what it rests on."""
+    """One number, in the base unit (bytes, seconds, operations), and its source."""
 
     value: float
     unit: str
@@ -26,11 +26,11 @@ class Figure(NamedTuple):
 
 
 class Type(NamedTuple):
-    """How the decoder's linear layers are stored and multiplied; the rest is in 16 bits.
+    """A way to store and multiply the decoder's linear layers; the rest is in 16 bits.
 
-    dtype: what the rest of the network runs in; None where any of the chip's will do.
-    is_int8: products are of int8.
-    is_compressed: the weights take less than a byte each.
+    dtype: the dtype of the rest of the network; None for any of the chip's.
+    is_int8: True where products are of int8.
+    is_compressed: True where a weight takes less than a byte.
     """
 
     name: str
@@ -51,11 +51,11 @@ TYPES = {kind.name: kind for kind in _TYPES}
 
 
 class Card(NamedTuple):
-    """Figures are of one chip.
+    """A kind of card; its figures are of one chip.
 
-    link, latency: one direction between two chips, and one sum of them.
-    cache_share: of the memory that is left, what becomes the KV cache.
-    copies_head: vllm-ascend keeps the head in two layouts.
+    link, latency: of one direction between two chips, and of one all-reduce of them.
+    cache_share: the share of the memory left that becomes the KV cache.
+    copies_head: True where vllm-ascend keeps the head in two layouts.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Card(NamedTuple):
     copies_head: bool = False
 
     def takes(self, kind: Type) -> bool:
-        if kind.is_compressed and self.backend is not ATLAS_310P:
+        if kind.is_compressed and self.backend.w8a8sc_codec is None:
             return False  # nothing else decodes it
         return kind.dtype is None or kind.dtype in self.backend.dtypes
 
@@ -82,13 +82,16 @@ def _memory(gigabytes: int, source: str = "data sheet") -> Figure:
 
 
 def _cube(cores: int, gigahertz: float) -> tuple[Figure, Figure]:
-    """Products of 16 x 16 x 16 in float16 each cycle of each core; twice as many in int8."""
+    """Return the float16 and int8 figures of cores that multiply 16 x 16 x 16 in each cycle.
+
+    In int8 they multiply twice as much.
+    """
     flops = 2 * 16**3 * cores * gigahertz * 1e9
     source = f"{cores} cores x 16^3 x 2 x {gigahertz} GHz, of CANN's hardware description"
     return Figure(flops, "FLOP/s", source), Figure(2 * flops, "OP/s", f"2 x {source}")
 
 
-_A2_LATENCY = Figure(20e-6, "s", "of the order of HCCL's small sums", guess=True)
+_A2_LATENCY = Figure(20e-6, "s", "of the order of HCCL's small all-reduces", guess=True)
 _A2_LINK = Figure(400e9, "B/s", "hardware descriptions say 196 to 400 GB/s", guess=True)
 _A2_BANDWIDTH = Figure(1.6e12, "B/s", "hardware descriptions say 1.2 or 1.6 TB/s", guess=True)
 
@@ -113,7 +116,7 @@ def _310p(name: str, product: str, chips: int, memory: int) -> Card:
         Figure(140e12, "OP/s", half),
         Figure(10e9, "B/s", "no figure was found", guess=True),
         Figure(30e-6, "s", "no figure was found", guess=True),
-        Figure(0.5, "", "vllm-ascend 0.23.0 keeps the other half for workspaces"),
+        Figure(0.5, "", "vllm-ascend keeps the other half for workspaces"),
         copies_head=True,
     )
 
@@ -136,7 +139,7 @@ CARDS = {card.name: card for card in _CARDS}
 
 
 def find_card(name: str) -> Card:
-    """The card of this name, in either case.
+    """Return the card of this name, in upper or lower case.
 
     Raises:
         PlanError: There is none.
@@ -148,7 +151,7 @@ def find_card(name: str) -> Card:
 
 
 def find_type(name: str, card: Card) -> Type:
-    """The type of this name, in either case.
+    """Return the type of this name, in upper or lower case.
 
     Raises:
         PlanError: There is none, or the card does not run it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's memory, as much of it as this process may have. Imports no torch or vLLM."""
+"""The part of the host's memory that this process may have. Imports no torch or vLLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AMOUNTS = re.compile(r"(\w+(?:\(file\))?):\s+(\d+) kB")
 
 
 class Group(NamedTuple):
-    """The files of a version of cgroups that tell of memory, in the folder of a group."""
+    """Files about memory in the folder of a control group, by the version of cgroups."""
 
     root: str
     limit: str
@@ -42,12 +42,12 @@ class Memory:
     available: int
 
     def within(self, other: Memory) -> Memory:
-        """The memory that both allow."""
+        """Return the memory that both allow."""
         return Memory(min(self.total, other.total), min(self.available, other.available))
 
 
 def read(root: Path = Path("/")) -> Memory | None:
-    """The memory that this process may have; None where /proc/meminfo does not tell.
+    """Return the memory that this process may have; None where /proc/meminfo does not tell.
 
     It is the host's, or less: in a container with a limit (of its control group or one above it),
     and on a host of several NUMA nodes, as vLLM's CPU backend stays on one.
@@ -72,7 +72,7 @@ def _amounts(path: Path) -> dict[str, int]:
 
 
 def _limits(root: Path) -> Iterator[Memory]:
-    """The limits of this process's control groups, of those that have one."""
+    """Yield the limits of this process's control groups."""
     for version, folder in _groups(root):
         group = VERSIONS[version]
         limit = _number(folder / group.limit)
@@ -84,7 +84,7 @@ def _limits(root: Path) -> Iterator[Memory]:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, Path]]:
-    """(version, folder) of this process's groups, and of all above them."""
+    """Yield (version, folder) of this process's groups, and of all above them."""
     inside = {version: "/" for version in VERSIONS}
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -105,7 +105,7 @@ def _groups(root: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _nodes(root: Path) -> Iterator[Memory]:
-    """The NUMA node of the first core that this process may use."""
+    """Yield the memory of the NUMA node of the first core that this process may use."""
     core = min(os.sched_getaffinity(0))
     for link in (root / f"sys/devices/system/cpu/cpu{core}").glob("node[0-9]*"):
         found = _amounts(root / "sys/devices/system/node" / link.name / "meminfo")
@@ -123,7 +123,7 @@ def _statistic(path: Path, key: str) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where it is no number ("max") or there is no file."""
+    """Return the number in a file; None where it is no number ("max") or there is no file."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

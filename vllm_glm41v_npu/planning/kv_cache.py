@@ -15,13 +15,12 @@ from typing import NamedTuple
 
 from vllm_glm41v_npu.backends import cpu_backend, starts_on_cpu
 from vllm_glm41v_npu.checkpoint.folder import FLOAT_BYTES, Checkpoint
-from vllm_glm41v_npu.dtype import auto_dtype
+from vllm_glm41v_npu.checks import resolved_dtype
 from vllm_glm41v_npu.planning import host_memory
-from vllm_glm41v_npu.planning.model import PUBLISHED_TEXT, Model
+from vllm_glm41v_npu.planning.model_size import PUBLISHED_TEXT, Model
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-PUBLISHED_NAME = "zai-org/GLM-4.1V-9B-Thinking"
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 """vLLM's environment variable for the size of the cache on a CPU, in GiB."""
 
@@ -73,10 +72,10 @@ def choose_kv_cache(
     root: Path = Path("/"),
     on_cpu: bool | None = None,
 ) -> KVCache | None:
-    """A size of the cache for each device, for vLLM's `kv_cache_memory_bytes`.
+    """Return a size of the cache for each device, for vLLM's `kv_cache_memory_bytes`.
 
-    None where it is not ours to choose: on an NPU, where VLLM_CPU_KVCACHE_SPACE is set, and where
-    the checkpoint or the host's memory cannot be read.
+    It is None where it is not ours to choose: on an NPU, where VLLM_CPU_KVCACHE_SPACE is set, and
+    where the checkpoint or the host's memory cannot be read.
 
     Args:
         model: A folder, or a hub name; one that is not downloaded counts as GLM-4.1V-9B-Thinking.
@@ -86,7 +85,7 @@ def choose_kv_cache(
         devices: vLLM's `tensor_parallel_size`.
         environ: The environment that vLLM is started with.
         root: Where the system's files are.
-        on_cpu: Whether vLLM starts on the CPU; told from what is installed if not given.
+        on_cpu: True where vLLM starts on the CPU; found from what is installed if not given.
 
     Raises:
         NoRoom: There is too little memory for one request.
@@ -115,7 +114,7 @@ def choose_kv_cache(
 
 
 def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path) -> Needs | None:
-    """The needs of a model; None where its config.json is none of GLM-4.1V's."""
+    """Return the needs of a model; None where its config.json is not GLM-4.1V's."""
     backend = cpu_backend(root / "proc/cpuinfo")
     try:
         folder = _folder(model)
@@ -123,7 +122,7 @@ def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path)
         return None
     if folder is None:
         network = Model.published()
-        dtype = auto_dtype(backend, "bfloat16", False) if dtype == "auto" else dtype
+        dtype = resolved_dtype(backend, "bfloat16", False) if dtype == "auto" else dtype
         weights = network.total * _float_bytes(dtype)
         most = PUBLISHED_TEXT["max_position_embeddings"]
     else:
@@ -134,7 +133,7 @@ def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path)
             return None
         quantized = bool((checkpoint.quantization_config or {}).get("quant_method"))
         if dtype == "auto":
-            dtype = auto_dtype(backend, checkpoint.dtype, quantized)
+            dtype = resolved_dtype(backend, checkpoint.dtype, quantized)
         sizes = [tensor.size_in(dtype) for tensor in checkpoint.tensors.values()]
         weights = sum(sizes) or network.total * _float_bytes(dtype)
         most = network.text.max_position_embeddings
@@ -143,7 +142,7 @@ def _needs(model: str, length: int | None, dtype: str, devices: int, root: Path)
 
 
 def _folder(model: str) -> Path | None:
-    """The folder of a checkpoint; None for a hub name that is not downloaded.
+    """Return the folder of a checkpoint; None for a hub name that is not downloaded.
 
     Raises FileNotFoundError where it can be neither.
     """

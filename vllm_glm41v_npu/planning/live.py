@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a running vLLM server says of its requests at /metrics, as means.
+"""Means over the requests of a running vLLM server, read from /metrics.
 
-The names are vLLM 0.23.0's (`vllm/v1/metrics/loggers.py`). Engines of one server are added up.
+The names are vLLM's (`vllm/v1/metrics/loggers.py`). Engines of one server are added up.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+
+from vllm_glm41v_npu.versions import STABLE
 
 PROMPT, ANSWER = "vllm:request_prompt_tokens", "vllm:request_generation_tokens"
 FIRST_TOKEN = "vllm:time_to_first_token_seconds"
@@ -27,10 +29,10 @@ SAMPLES = (
     PROMPTED,
     CACHED,
 )
-"""All that is read and is a number."""
+"""The samples that are read."""
 
 CACHE = "vllm:cache_config_info"
-"""Its labels are the cache's size."""
+"""The metric whose labels hold the cache's size."""
 
 TIMEOUT = 10.0
 WANTED = (
@@ -40,7 +42,7 @@ WANTED = (
 
 
 class ServerError(ValueError):
-    """The server tells nothing; the message says why, and what to do."""
+    """The server gives no figures; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class Measured:
     """Means over the requests that ended.
 
     requests: how many ended.
-    prompt_tokens, answer_tokens: of one request; those of pictures are among the prompt's.
+    prompt_tokens, answer_tokens: of one request; the prompt includes its pictures.
     batch: tokens that a step of the engine gives, over all its steps.
     queue, prefill, first_token: seconds of one request; the last from its arrival.
     token: seconds between two tokens of an answer; None where no answer had two.
     cached: the share of the prompts' tokens that were in the prefix cache.
-    kv_tokens: that fit the KV cache.
+    kv_tokens: the tokens that fit the KV cache.
     """
 
     requests: int
@@ -69,7 +71,7 @@ class Measured:
 
     @classmethod
     def of(cls, samples: Mapping[str, float]) -> Measured:
-        """From what `parse` reads, or the difference of two readings.
+        """Return the means of what `parse` reads, or of the difference of two readings.
 
         Raises:
             ServerError: No request ended.
@@ -100,9 +102,9 @@ class Measured:
 
 
 def measure(server: str, seconds: float = 0.0, api_key: str | None = None) -> Measured:
-    """What the server at this address measured in so many seconds from now; since its start if 0.
+    """Return what the server at this address measures in these seconds; since its start if 0.
 
-    The key is for servers that ask for it on /metrics too, as those of `glm41v serve` do.
+    Servers of `glm41v serve` ask for the key on /metrics too.
 
     Raises:
         ServerError: It does not answer, is no vLLM, or has answered no request.
@@ -117,7 +119,7 @@ def measure(server: str, seconds: float = 0.0, api_key: str | None = None) -> Me
 
 
 def parse(text: str, server: str) -> dict[str, float]:
-    """The samples that are needed, of all engines together.
+    """Return the samples that are needed, added up over all engines.
 
     Raises:
         ServerError: One is missing, or it is no Prometheus text.
@@ -142,14 +144,14 @@ def parse(text: str, server: str) -> dict[str, float]:
         raise ServerError(f"{server}/metrics cannot be read ({error}). {WANTED}") from error
     if missing := [name for name in (*SAMPLES, CACHE) if name not in found]:
         raise ServerError(
-            f"{server}/metrics lacks {len(missing)} of vLLM 0.23.0's metrics, such as "
+            f"{server}/metrics lacks {len(missing)} of vLLM {STABLE.vllm}'s metrics, such as "
             f"{missing[0]}. {WANTED}"
         )
     return found
 
 
 def _get(server: str, api_key: str | None) -> str:
-    """Raises ServerError where the server does not answer with a text."""
+    """Return the text at /metrics; raise ServerError where there is none."""
     try:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         request = urllib.request.Request(f"{server}/metrics", headers=headers)

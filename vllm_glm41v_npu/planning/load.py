@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of the cards: prompts with pictures, how many at a time, how long."""
+"""The load of the cards: prompts with pictures, their number at a time, their length."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from dataclasses import dataclass, replace
 
 from vllm_glm41v_npu.planning.chips import PlanError
 from vllm_glm41v_npu.planning.live import Measured
-from vllm_glm41v_npu.planning.model import Model, Picture
+from vllm_glm41v_npu.planning.model_size import Model, Picture
 
 TEXT_TOKENS = 31
-"""Of a short question, its template and the marks around a picture."""
+"""Tokens of a short question, its template and the marks around a picture."""
 
 ANSWER_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Load:
-    """
+    """A load of the cards.
+
     pictures: of one prompt.
-    text_tokens: all else in it, its template and the marks around pictures included.
+    text_tokens: the prompt's other tokens, with its template and the marks around pictures.
     batch: sequences that are decoded together.
-    context: tokens of each of them, prompt and answer.
+    context: tokens of each sequence, prompt and answer.
     """
 
     pictures: Sequence[Picture]
@@ -45,7 +46,7 @@ class Load:
         context: float | None = None,
         measured: Measured | None = None,
     ) -> Load:
-        """What is given, of pictures as WIDTHxHEIGHT; the rest as measured, or else the defaults.
+        """Return the load by what is given (pictures as WIDTHxHEIGHT), else measured, else default.
 
         Raises:
             ValueError: A picture is none, or the numbers do not go together.

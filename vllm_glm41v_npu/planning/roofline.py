@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least times that a card's figures allow, and what fits its memory.
+"""The least times that a card's figures allow, and the load that fits its memory.
 
-Each phase of a request computes, reads memory, and adds up between chips. Computing and reading can
-overlap, sums are taken not to: a phase takes the longer of the first two, and the third. The sums
-of the vision tower are left out, and so is what is read and written beside weights and KV cache.
+Each phase of a request computes, reads memory, and all-reduces between chips. Computing and reading
+can overlap; all-reduces are assumed not to. So a phase takes the longer of the first two, and the
+third. The all-reduces of the vision tower are left out, and so are reads and writes beside weights
+and KV cache.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from dataclasses import dataclass, field
 
 from vllm_glm41v_npu.checkpoint.shapes import uneven
 from vllm_glm41v_npu.planning.chips import Card, Figure, PlanError, Type
-from vllm_glm41v_npu.planning.model import Model, Picture
+from vllm_glm41v_npu.planning.model_size import Model, Picture
 
 ACTIVATIONS = Figure(1.5e9, "B", "of the order that vLLM sets aside", guess=True)
-"""On each chip, beside weights and KV cache."""
+"""Memory on each chip beside weights and KV cache."""
 
 COMPRESSED = Figure(0.6, "of int8", "no checkpoint of the 9B was compressed yet", guess=True)
-"""What W8A8SC leaves of a weight."""
+"""The part of a weight's bytes that is left after W8A8SC."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds that a phase computes, reads memory, and adds up over the link."""
+    """The seconds of a phase: computing, reading memory, all-reduces over the link."""
 
     compute: float
     memory: float
@@ -36,13 +37,13 @@ class Bound:
 
     @property
     def limited_by(self) -> str:
-        """The longest of the three."""
+        """The name of the longest of the three."""
         return max(vars(self), key=lambda name: vars(self)[name])
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of each chip, in bytes; tokens and sequences are of all chips together."""
+    """The memory of each chip, in bytes; tokens and sequences are of all chips together."""
 
     total: float
     usable: float
@@ -72,13 +73,13 @@ class Plan:
     """One model on some cards.
 
     Args:
-        card: What they are.
-        type: Of the decoder's linear layers; one that the card takes.
-        cards: How many; all their chips are one tensor-parallel group.
+        card: The kind of card.
+        type: The type of the decoder's linear layers; one that the card runs.
+        cards: Their number; all their chips are one tensor-parallel group.
         model: The published one by default.
         utilization: vLLM's --gpu-memory-utilization.
-        quantized_down_proj: It is quantized like the other layers, where any are.
-        ratio: What W8A8SC leaves of a weight.
+        quantized_down_proj: True where it is quantized like the other layers.
+        ratio: The part of a weight's bytes that is left after W8A8SC.
 
     Raises:
         PlanError: The chips cannot share the network.
@@ -105,7 +106,7 @@ class Plan:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """All that the plan rests on."""
+        """The figures that the plan rests on, by name."""
         card = self.card
         figures = {
             "memory": card.memory,
@@ -125,28 +126,28 @@ class Plan:
 
     @property
     def _quantized(self) -> int:
-        """Weights that are multiplied in int8."""
+        """The count of weights that are multiplied in int8."""
         if not self.type.is_int8:
             return 0
         return self.model.linear - (0 if self.quantized_down_proj else self.model.down_proj)
 
     @property
     def _saved(self) -> float:
-        """Bytes that quantizing takes off all weights in 16 bits."""
+        """The bytes that quantizing saves, against all weights in 16 bits."""
         return self._quantized * (2 - (self.ratio.value if self.type.is_compressed else 1))
 
     @property
     def weight_bytes(self) -> float:
-        """Of the whole checkpoint."""
+        """Bytes of the whole checkpoint."""
         return 2 * self.model.total - self._saved
 
     @property
     def step_bytes(self) -> float:
-        """Of the weights that each step of the decoder reads."""
+        """Bytes of the weights that each step of the decoder reads."""
         return 2 * (self.model.linear + self.model.head) - self._saved
 
     def memory(self, context: float) -> Memory:
-        """For sequences of `context` tokens."""
+        """Return the memory for sequences of `context` tokens."""
         total = self.card.memory.value
         return Memory(
             total,
@@ -160,7 +161,7 @@ class Plan:
         )
 
     def vision(self, pictures: Sequence[Picture]) -> Bound:
-        """Of the vision tower, for the pictures of one prompt."""
+        """Return the times of the vision tower, for the pictures of one prompt."""
         model = self.model
         hidden = model.vision.hidden_size
         for_patch = 2 * (model.vision_block + model.geometry.row_size * hidden)
@@ -172,20 +173,20 @@ class Plan:
         return Bound(self._compute(flops), self._read(read))
 
     def prefill(self, tokens: float) -> Bound:
-        """Of one prompt through the decoder; only its last token goes through the head."""
+        """Return the times of one prompt in the decoder; the head computes its last token alone."""
         attention = self._attention(tokens, tokens) / 2  # each token sees those before it
         compute = self._compute(2 * self.model.head + attention) + self._layers(tokens)
-        return Bound(compute, self._read(self.step_bytes), self._sums(tokens))
+        return Bound(compute, self._read(self.step_bytes), self._all_reduces(tokens))
 
     def decode(self, batch: float, context: float) -> Bound:
-        """Of one token of each of `batch` sequences."""
+        """Return the times of one token of each of `batch` sequences."""
         flops = 2 * batch * self.model.head + self._attention(batch, context)
         cache = batch * context * self.model.kv_bytes(self.chips)
         memory = self._read(self.step_bytes) + cache / self.card.bandwidth.value
-        return Bound(self._compute(flops) + self._layers(batch), memory, self._sums(batch))
+        return Bound(self._compute(flops) + self._layers(batch), memory, self._all_reduces(batch))
 
     def _layers(self, tokens: float) -> float:
-        """Seconds of the decoder's linear layers."""
+        """Return the seconds of the decoder's linear layers."""
         in_float = self._compute(2 * (self.model.linear - self._quantized) * tokens)
         return in_float + 2 * self._quantized * tokens / (self.card.int8.value * self.chips)
 
@@ -199,8 +200,8 @@ class Plan:
     def _read(self, size: float) -> float:
         return size / (self.card.bandwidth.value * self.chips)
 
-    def _sums(self, tokens: float) -> float:
-        """Seconds of the two all-reduces of each layer, of 16 bits."""
+    def _all_reduces(self, tokens: float) -> float:
+        """Return the seconds of the two all-reduces of each layer, in 16 bits."""
         if self.chips == 1:
             return 0.0
         text, chips = self.model.text, self.chips

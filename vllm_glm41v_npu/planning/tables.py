@@ -15,7 +15,7 @@ LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 def amount(value: float, unit: str) -> str:
-    """A number with its unit: three digits, and a prefix of the SI."""
+    """Return a number with its unit: three digits, and an SI prefix."""
     scales = SMALL if unit == "s" else LARGE
     factor, prefix = next((scale for scale in scales if value >= scale[0]), scales[-1])
     scaled = value / factor
@@ -24,7 +24,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def tables(plan: Json) -> Iterator[Table]:
-    """One a subject."""
+    """Yield one table for each subject."""
     yield _memory(plan)
     yield _floors(plan)
     if plan["server"]:
@@ -33,7 +33,7 @@ def tables(plan: Json) -> Iterator[Table]:
 
 
 def _table(*columns: str) -> Table:
-    """The first column left, numbers right."""
+    """Return an empty table: the first column to the left, numbers to the right."""
     table = Table(box=box.SIMPLE)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")

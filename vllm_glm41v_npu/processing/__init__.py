@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a request carries to what the model reads: pictures, prompts, vLLM's processor."""
+"""Pictures, videos and prompts of a request, turned into the tensors and tokens of the model."""

@@ -22,7 +22,7 @@ from yarl import URL
 logger = init_logger(__name__)
 
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-"""All that IANA gives out of IPv6; outside are link-local, site-local and other special ones."""
+"""The IPv6 addresses that IANA gives out; others are link-local, site-local and the like."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _MACHINE_SERVICES = {ipaddress.ip_address("168.63.129.16")}
@@ -30,11 +30,11 @@ _MACHINE_SERVICES = {ipaddress.ip_address("168.63.129.16")}
 
 
 class NotPublic(OSError):
-    """A connection was not made, as its address is none of the internet's."""
+    """A connection was not made, as its address is not public."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet's, by IANA's registries.
+    """Return True for a public IP address, by IANA's registries.
 
     IPv6 addresses that stand for an IPv4 one (mapped, 6to4, NAT64) are judged by that.
 
@@ -54,7 +54,7 @@ def is_public(address: str) -> bool:
 
 
 def literal(host: str) -> str | None:
-    """The IP address that a host spells out, in the usual form; None for a name.
+    """Return the IP address that a host spells out, in the usual form; None for a name.
 
     Sockets take more spellings of IPv4 than the usual one: `127.1`, `0x7f000001`, `0177.0.0.1`.
     """
@@ -84,22 +84,22 @@ class PublicSocket(socket.socket):
 
 
 def connector(public: bool) -> aiohttp.TCPConnector:
-    """A connector for one request, to public addresses alone or to any."""
+    """Return a connector for one request, to public addresses alone or to any."""
     kind = PublicSocket if public else socket.socket
     return aiohttp.TCPConnector(use_dns_cache=False, socket_factory=lambda info: kind(*info[:3]))
 
 
 def refused(error: BaseException) -> bool:
-    """Whether a request failed since it would have gone to an address that is not public."""
+    """Return True where a request failed because its address is not public."""
     return isinstance(getattr(error, "os_error", error), NotPublic)
 
 
 def proxy_for(url: URL) -> URL | None:
-    """The proxy of the environment for a URL; None where its host is connected to directly.
+    """Return the proxy of the environment for a URL; None where its host is connected to directly.
 
-    The one place that decides this: aiohttp is told, and reads no environment of its own. Used are
-    `http_proxy` and `https_proxy` but for hosts of `no_proxy`, and only proxies that are spoken to
-    by http, as with aiohttp 3.13 to 3.14.
+    Only this function decides: aiohttp is told, and reads no environment itself. It uses
+    `http_proxy` and `https_proxy`, but for hosts of `no_proxy`, and only proxies that are spoken to
+    by http, as aiohttp 3.13 to 3.14 does.
     """
     value = urllib.request.getproxies().get(url.scheme)
     if not value or urllib.request.proxy_bypass(url.host or ""):

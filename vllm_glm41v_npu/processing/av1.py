@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AVIF: the size within the AV1 data, with which its decoder works.
+"""Sizes of AVIF pictures, read from the AV1 data that the decoder works with.
 
-The size in the boxes around it may be another one: a file of 1 KB that says 64 x 64 has the decoder
-take memory for up to 16384 x 16384.
+The boxes around the data may state another size: for a file of 1 KB that states 64 x 64 a decoder
+may take memory for 16384 x 16384.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from vllm_glm41v_npu.processing.jpeg2000 import HeaderRefused
 
 MAX_STEPS = 300_000
-"""Numbers and units that are read, some tenths of a second; an animation of 10,000 frames has a
-quarter of them."""
+"""The most numbers and units that are read, in some tenths of a second; an animation of 10,000
+frames has a quarter of them."""
 _SEQUENCE_HEADER = 1
 _LOCATIONS = re.compile(rb"iloc|stco|co64")
 _MAX_PLACES = 10_000
@@ -22,11 +22,11 @@ _SIZE_BITS = 56  # of a unit's size, which has at most 8 bytes
 
 
 def av1_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """(width, height) of each sequence header that an item or a track of the file begins with.
+    """Yield the (width, height) of each sequence header that begins an item or a track of the file.
 
     Raises:
-        IndexError: the data ends within a header.
-        HeaderRefused: there is more to read than in any picture.
+        IndexError: The data ends within a header.
+        HeaderRefused: There is more to read than in any picture.
     """
     steps = _Steps()
     for place in sorted({place for place in _places(data, steps) if place < len(data)}):
@@ -34,7 +34,7 @@ def av1_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 class _Steps:
-    """Counts what is read of one file, which may name the same places again and again."""
+    """Counts the steps of reading one file, which may name the same places again and again."""
 
     def __init__(self) -> None:
         self.left = MAX_STEPS
@@ -46,7 +46,7 @@ class _Steps:
 
 
 def _places(data: bytes, steps: _Steps) -> Iterator[int]:
-    """Where items (`iloc`) and the chunks of tracks (`stco`, `co64`) lie."""
+    """Yield the places of items (`iloc`) and of the chunks of tracks (`stco`, `co64`)."""
     for found in _LOCATIONS.finditer(data):
         reader = _Bits(data, found.end(), steps)
         if found[0] == b"iloc":
@@ -76,7 +76,7 @@ def _items(reader: _Bits, data: bytes) -> Iterator[int]:
 
 
 def _sizes_at(data: bytes, place: int, steps: _Steps) -> Iterator[tuple[int, int]]:
-    """The sizes in the sequence headers among the units (OBUs) at ``place``."""
+    """Yield the sizes in the sequence headers among the units (OBUs) at ``place``."""
     for _ in range(_MAX_PLACES):
         if place >= len(data) or data[place] & 0x81:
             return  # no unit
@@ -97,7 +97,7 @@ def _sizes_at(data: bytes, place: int, steps: _Steps) -> Iterator[tuple[int, int
 
 
 class _Bits:
-    """Reads whole numbers of so many bits, the highest first."""
+    """Reads whole numbers of a given count of bits, the highest bit first."""
 
     def __init__(self, data: bytes, place: int, steps: _Steps) -> None:
         self.data, self.steps = data, steps
@@ -114,7 +114,7 @@ class _Bits:
 
 
 def _frame_size(bits: _Bits) -> tuple[int, int]:
-    """The largest (width, height) of frames by a sequence header (AV1, 5.5.1)."""
+    """Return the largest (width, height) of frames by a sequence header (AV1, 5.5.1)."""
     bits.read(3 + 1)  # profile, still picture
     if bits.read(1):  # the short header of a still picture
         bits.read(5)

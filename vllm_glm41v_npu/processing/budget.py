@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets of memory for media, of a request and of the process; there is waiting, not failing.
+"""Budgets of memory for media, of a request and of the process: loading waits until there is room.
 
 A request's pictures and videos are loaded side by side, and none knows of the others. So memory is
-taken here before it is used: for the bytes of a file, and for what decoding needs by its header.
+taken here before it is used: for the bytes of a file, and for its decoding, as the header tells.
 All is given back when the request's media have been processed, or when its client has left.
 """
 
@@ -33,15 +33,15 @@ class OverBudget(ValueError):
 
 
 class RequestEnded(Exception):
-    """Nobody waits for this medium any more; only whoever loads it sees this."""
+    """Nobody waits for this medium any more; only its loader sees this."""
 
 
 @dataclass(frozen=True)
 class Plan(Generic[T]):
-    """A medium whose header has been read: what decoding it takes, and the decoding itself.
+    """A medium whose header has been read: the memory that decoding takes, and the decoding itself.
 
-    peak: bytes that decoding takes at most, beside those of the file.
-    held: bytes that stay when it is done.
+    peak: the most bytes that decoding takes, beside those of the file.
+    held: the bytes that stay when it is done.
     decode: called once, in a thread; see `check_alive`.
     """
 
@@ -54,7 +54,7 @@ class Budget:
     """Bytes that the media of all requests together may take in this process.
 
     ``per_request`` of them are set aside for the oldest request, so that it always gets on,
-    whatever the others hold while they wait: nobody waits for ever.
+    whatever the others hold while they wait: so nobody waits for ever.
     """
 
     def __init__(self, total: int, per_request: int) -> None:
@@ -66,7 +66,7 @@ class Budget:
 
     @contextmanager
     def request(self) -> Iterator[Share]:
-        """Everything that is loaded within belongs to one request, and ends with it.
+        """Count all that is loaded within the block for one request, and give it back at the end.
 
         A request within a request is the same one.
         """
@@ -94,14 +94,14 @@ class Budget:
             self._serve()
 
     def _give_back(self, lease: Lease) -> None:
-        """Give back what a lease has. Under the lock."""
+        """Give back the bytes of a lease. Called under the lock."""
         if lease in lease.share.leases:
             lease.share.leases.remove(lease)
             self.used -= lease.size
             lease.size = lease.held = lease.wanted = 0
 
     def _serve(self) -> None:
-        """Grant what fits now, and refuse what never will. Under the lock."""
+        """Grant the leases that fit now, refuse those that never will. Called under the lock."""
         ages = {share: age for age, share in enumerate(self._shares)}
         for lease in sorted(self._waiting, key=lambda lease: ages[lease.share]):
             error = self._refusal(lease, lease.wanted)
@@ -123,7 +123,7 @@ class Budget:
         return self.used + more <= room
 
     def _refusal(self, lease: Lease, more: int) -> OverBudget | None:
-        """The error for a lease that will not fit when all others of its request are decoded."""
+        """Return the error for a lease that cannot fit after its request has decoded the rest."""
         others = sum(other.held for other in lease.share.leases if other is not lease)
         if others + lease.size + more <= self.per_request:
             return None
@@ -151,8 +151,8 @@ class Share:
         """Wait for ``peak`` bytes, of which ``held`` (all by default) stay until the request ends.
 
         Raises:
-            OverBudget: the request has not so much left, nor will have.
-            RequestEnded: the request is over.
+            OverBudget: The request does not have so much left, and will not have it.
+            RequestEnded: The request is over.
         """
         lease = Lease(self)
         await lease.grow(peak, held)
@@ -190,7 +190,7 @@ class Lease:
             raise
 
     def grow_now(self, more: int) -> bool:
-        """Take ``more`` bytes unless they have to be waited for; whether they were taken.
+        """Take ``more`` bytes unless they have to be waited for; return True where they were taken.
 
         Raises:
             OverBudget, RequestEnded: as in `Share.take`.
@@ -208,7 +208,7 @@ class Lease:
             return fits
 
     def shrink(self) -> None:
-        """Give back what only decoding needed."""
+        """Give back the bytes that only decoding needed."""
         budget = self.share.budget
         with budget._lock:
             budget.used -= self.size - self.held
@@ -218,7 +218,7 @@ class Lease:
     async def run(self, work: Callable[[], T], executor: Executor) -> T:
         """Call ``work`` in a thread of ``executor``, where `check_alive` knows this request.
 
-        The bytes are its until it returns, even when the client has left meanwhile.
+        The bytes stay taken until it returns, even when the client has left meanwhile.
         """
         if self.share.has_ended:
             raise RequestEnded
@@ -229,7 +229,7 @@ class Lease:
         return await asyncio.wrap_future(future)
 
     def answer(self, error: Exception | None) -> None:
-        """Wake whoever waits, in any thread."""
+        """Wake the waiting task; callable from any thread."""
         assert self._waiter is not None
         loop, future = self._waiter
 
@@ -252,7 +252,7 @@ class Lease:
                 budget._serve()
 
     def release(self) -> None:
-        """Give all back, and wait for nothing more."""
+        """Give all bytes back, and wait for no more."""
         budget = self.share.budget
         with budget._lock:
             if self in budget._waiting:
@@ -265,10 +265,10 @@ _CURRENT: contextvars.ContextVar[Share | None] = contextvars.ContextVar("media",
 
 
 def check_alive() -> None:
-    """Call this between the steps of a decode, in its thread.
+    """End a decoding that nobody waits for; called between its steps, in its thread.
 
     Raises:
-        RequestEnded: the client has left, or another medium of the request was refused.
+        RequestEnded: The client has left, or another medium of the request was refused.
     """
     share = _CURRENT.get()
     if share is not None and share.has_ended:
@@ -277,10 +277,10 @@ def check_alive() -> None:
 
 @cache
 def process_budget() -> Budget:
-    """The one of this process.
+    """Return the budget of this process.
 
     Raises:
-        ValueError: an environment variable is no number, or the process has less than a request.
+        ValueError: An environment variable is no number, or the process has less than a request.
     """
     total, per_request = (
         mebibytes(variable, DEFAULTS[variable]) for variable in (PROCESS_VARIABLE, REQUEST_VARIABLE)

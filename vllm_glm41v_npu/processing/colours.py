@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from vllm.logger import init_logger
 
-from vllm_glm41v_npu.processing.settings import logger
+logger = init_logger(__name__)
+
 
 RGB = "RGB"
 WHITE = (255, 255, 255)
@@ -18,11 +20,11 @@ Colour = tuple[int, int, int]
 
 
 def to_rgb(picture: Image.Image, background: Colour | None = None) -> Image.Image:
-    """The picture in mode RGB.
+    """Return the picture in mode RGB.
 
     Transparency of every kind (an alpha channel, a transparent colour, a palette with alpha) is
-    laid on ``background``, and dropped where it is None, as transformers does. Grey of more than 8
-    bits is scaled, see `_eight_bits`; transformers clips it, which leaves most of it white. All
+    laid on ``background``, and dropped where that is None, as transformers does. Grey of more than
+    8 bits is scaled, see `_eight_bits`; transformers clips it, which leaves most of it white. All
     other modes go through ``PIL.Image.convert``, as in transformers.
     """
     if is_deep(picture.mode):
@@ -33,19 +35,19 @@ def to_rgb(picture: Image.Image, background: Colour | None = None) -> Image.Imag
 
 
 def is_deep(mode: str) -> bool:
-    """Whether it is grey of more than 8 bits."""
+    """Return True for a mode of grey with more than 8 bits."""
     return mode in ("I", "F") or mode.startswith("I;16")
 
 
 def _laid_on(picture: Image.Image, background: Colour) -> Image.Image:
-    """A few rows at a time, so that no copy of the whole is made on the way."""
+    """Lay a picture on a background, a few rows at a time, so that the whole is not copied."""
     ground = Image.new(RGB, picture.size, background)
     ground.info = picture.info
     key = picture.info.get("transparency")
     for top in range(0, picture.height, _ROWS):
         part = picture.crop((0, top, picture.width, min(top + _ROWS, picture.height)))
         if picture.mode == RGB and isinstance(key, tuple) and max(key) > 255:
-            # Of a file with 16 bits a colour, of which Pillow keeps the upper 8.
+            # The file has 16 bits a colour, and Pillow keeps the upper 8.
             part.info["transparency"] = tuple(value >> 8 for value in key)
         if part.mode in ("La", "RGBa"):
             part = part.convert(part.mode.upper())
@@ -56,11 +58,11 @@ def _laid_on(picture: Image.Image, background: Colour) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or of floats, scaled to 0..255: mode L, or LA with transparency.
+    """Return grey of 16 or 32 bits or of floats as mode L, scaled to 0..255; LA with transparency.
 
-    16 bits count from 0 to 65535. Of 32 bits and floats the range is not known: 0..255 stays as it
-    is, as in transformers; floats in 0..1 and integers in 0..65535 count as such; anything else is
-    stretched from its least to its greatest value.
+    16 bits count from 0 to 65535. The range of 32 bits and of floats is not known: 0..255 stays as
+    it is, as in transformers; floats in 0..1 and integers in 0..65535 count as such; anything else
+    is stretched from its least to its greatest value.
     """
     values = np.asarray(picture)
     low, high = _range(picture.mode, values)
@@ -85,7 +87,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _range(mode: str, values: np.ndarray) -> tuple[float, float]:
-    """The values that become black and white; the second is greater."""
+    """Return the values that become black and white; the second is greater."""
     if mode.startswith("I;16"):
         return 0, 65535
     finite: Any = values if mode == "I" else values[np.isfinite(values)]

@@ -3,10 +3,12 @@
 
 FFmpeg reads over 300 formats, among them lists of other files and descriptions of network streams.
 A file of a format that is not here never reaches it, and one that is here is opened as that format
-alone, so FFmpeg has nothing to guess. This module imports nothing, for whoever sorts files.
+alone, so FFmpeg has nothing to guess. Imports no torch or vLLM.
 """
 
 from __future__ import annotations
+
+from vllm_glm41v_npu.processing.picture_formats import BRANDS
 
 KNOWN = "MP4, MOV, 3GP, WebM, MKV, AVI, WMV, FLV, OGV, MPEG-TS, MPEG-PS, GIF, raw H.264 or H.265"
 """The formats as messages name them."""
@@ -26,17 +28,17 @@ _PREFIXES = {
     b"GIF87a": "gif",
     b"GIF89a": "gif",
 }
-_PICTURE_BRANDS = {b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1", b"jp2 ", b"jpx ", b"jxl "}
-"""Kinds of pictures in the same boxes as MP4."""
+_PICTURE_BRANDS = BRANDS | {b"jp2 ", b"jpx ", b"jxl "}
+"""Kinds of pictures in the same boxes as MP4, also some that are not opened."""
 _FIRST_BOXES = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
-"""What old QuickTime files, without ``ftyp``, begin with."""
+"""First boxes of old QuickTime files, which have no ``ftyp``."""
 _TS_SYNC, _TS_PACKETS = 0x47, ((0, 188), (4, 192))  # where the sync byte is, and how far apart
 _H264_FIRST = {0x06, 0x09, 0x27, 0x47, 0x67}  # SEI, delimiter, parameter sets
 _HEVC_FIRST = {0x40, 0x42, 0x46, 0x4E}  # parameter sets, delimiter, SEI
 
 
 def format_of(data: bytes) -> str | None:
-    """The one of `FORMATS` that a file is of, or None if it is no video by its first bytes.
+    """Return the one of `FORMATS` that a file has by its first bytes, or None if it is no video.
 
     A file that ends early is still what it begins as.
     """
@@ -62,7 +64,7 @@ def _is_transport_stream(data: bytes) -> bool:
 
 
 def _raw_format(data: bytes) -> str | None:
-    """The format of a stream without a container, by the kind of its first unit."""
+    """Return the format of a stream without a container, by the kind of its first unit."""
     for start in (b"\x00\x00\x00\x01", b"\x00\x00\x01"):
         if data.startswith(start) and len(data) > len(start):
             kind = data[len(start)]

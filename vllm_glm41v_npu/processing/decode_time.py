@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time that one video may take to be decoded, and the end of a decode that nobody waits for."""
+"""The time limit of decoding one video; it also ends a decoding that nobody waits for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class TooMuchWork(ValueError):
 
 
 class DecodeTime:
-    """Counts from when it is made.
+    """The time limit of one video, counted from when this object is made.
 
     Raises:
-        ValueError: the environment variable is no number.
+        ValueError: The environment variable is no number.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class DecodeTime:
         self._end = monotonic() + self.most
 
     def check(self) -> None:
-        """Call this between the steps of a decode.
+        """End a decoding that takes too long; called between its steps.
 
         Raises:
-            TooMuchWork: the time is over.
-            RequestEnded: see `check_alive`.
+            TooMuchWork: The time is over.
+            RequestEnded: As in `check_alive`.
         """
         check_alive()
         if monotonic() > self._end:
@@ -42,7 +42,7 @@ class DecodeTime:
             )
 
     def is_over(self) -> bool:
-        """Whether `check` would raise."""
+        """Return True where `check` would raise."""
         try:
             self.check()
         except (TooMuchWork, RequestEnded):
@@ -53,7 +53,7 @@ class DecodeTime:
 class Source(BytesIO):
     """A file as FFmpeg reads it, which ends when the time is over.
 
-    An exception here would be printed, so whoever called FFmpeg checks again, and says why.
+    FFmpeg would print an exception, so the caller of FFmpeg checks again, and says why.
     """
 
     def __init__(self, data: bytes, limit: DecodeTime) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory for downloads, whose size is known late or never.
 
-No connection is open, and no time limit of one runs, while memory is waited for: a download that
-finds none is given up, and begins again when there is some.
+While memory is waited for, no connection is open and no time limit runs: a download that finds no
+memory is given up, and begins again when there is some.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class NoRoom(Exception):
 
 
 async def download(share: Share, fetch: Callable[[], Awaitable[bytes]]) -> tuple[bytes, Lease]:
-    """The bytes that ``fetch`` returns, which calls `claim` as they come, and their memory.
+    """Return the bytes that ``fetch`` returns, and their lease; it calls `claim` as they come.
 
     Raises:
-        OverBudget, RequestEnded: see `Share.take`; and whatever ``fetch`` raises.
+        OverBudget, RequestEnded: As in `Share.take`; and all that ``fetch`` raises.
     """
     lease = await share.take(0)
     reset = _CURRENT.set(lease)
@@ -46,11 +46,11 @@ async def download(share: Share, fetch: Callable[[], Awaitable[bytes]]) -> tuple
 
 
 def claim(size: int, is_all: bool = False) -> None:
-    """Take memory for a download that has ``size`` bytes so far, or ``is_all`` says: in all.
+    """Take memory for a download of ``size`` bytes so far, or with ``is_all`` in all.
 
     Raises:
-        OverBudget, RequestEnded: see `Share.take`.
-        NoRoom: see `download`.
+        OverBudget, RequestEnded: As in `Share.take`.
+        NoRoom: The download is to be given up; see `download`.
     """
     lease = _CURRENT.get()
     if lease is None or size <= lease.size:

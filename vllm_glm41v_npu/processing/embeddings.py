@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of pictures and videos as the engine passes them on, and embeddings as inputs."""
+"""Tensors of pictures and videos, cut into items for the engine; embeddings given as inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMESTAMPS = "timestamps"
 def fields(
     modality: Modality, data: Mapping[str, torch.Tensor], geometry: PatchGeometry
 ) -> dict[str, MultiModalFieldConfig]:
-    """How the tensors of several pictures or videos are cut into one item for each.
+    """Return the rules by which tensors of several pictures or videos are cut into items.
 
     ``pixel_values(_videos)`` has a row for each patch, ``image_embeds`` or ``video_embeds`` one
     for each token, ``timestamps`` one for each temporal pair, and ``image_grid_thw`` or
@@ -44,7 +44,7 @@ def fields(
 def parse_embeddings(
     modality: Modality, data: Mapping[str, Any], geometry: PatchGeometry, hidden: int | None
 ) -> DictEmbeddingItems:
-    """Embeddings given instead of pictures or videos.
+    """Check embeddings that are given instead of pictures or videos, and return them as items.
 
     Args:
         data: ``image_embeds`` [tokens, hidden] and ``image_grid_thw`` [pictures, 3]; or
@@ -53,7 +53,7 @@ def parse_embeddings(
         hidden: expected, where known.
 
     Raises:
-        ValueError: a missing tensor, or shapes that do not go together.
+        ValueError: A tensor is missing, or shapes do not go together.
     """
     embeds_name, grid_name = f"{modality}_embeds", f"{modality}_grid_thw"
     names = {embeds_name, grid_name} | ({TIMESTAMPS} if modality == "video" else set())
@@ -84,10 +84,10 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def read_embedding(data: str) -> torch.Tensor:
-    """A tensor of the chat API, of any shape and dtype, from base64.
+    """Return a tensor of the chat API, of any shape and dtype, from base64.
 
     Raises:
-        ValueError: no base64, or neither what `torch.save` writes of a tensor nor a `.npy`.
+        ValueError: It is no base64, or holds neither a tensor by `torch.save` nor a `.npy` file.
     """
     try:
         return ImageEmbeddingMediaIO().load_base64("", data)
@@ -137,7 +137,7 @@ def _check_embeds(
 def _checked_grids(
     modality: Modality, grids: torch.Tensor, geometry: PatchGeometry
 ) -> torch.Tensor:
-    """int64 [items, 3], rows (t, h, w) with h and w multiples of the merge size."""
+    """Return int64 [items, 3], rows (t, h, w) with h and w multiples of the merge size."""
     merge = geometry.merge_size
     shape_is_right = grids.shape[-1:] == (3,) and not grids.is_floating_point()
     if (
@@ -157,7 +157,7 @@ def _checked_grids(
 
 
 def _checked_timestamps(timestamps: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-    """int64 [temporal pairs]."""
+    """Return int64 [temporal pairs]."""
     pairs = int(grids[:, 0].sum())
     if timestamps.is_floating_point() or timestamps.numel() != pairs or (timestamps < 0).any():
         found = _shortened(str(timestamps.tolist()))

@@ -15,18 +15,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from vllm.logger import init_logger
 
 from vllm_glm41v_npu.processing.containers import KNOWN, format_of
 from vllm_glm41v_npu.processing.decode_time import TooMuchWork
+from vllm_glm41v_npu.processing.frame_sampling import FPS_WHERE_UNKNOWN, Timeline, sample_frames
 from vllm_glm41v_npu.processing.grid import PatchGeometry, smart_resize
 from vllm_glm41v_npu.processing.mp4_tables import claims_too_much
-from vllm_glm41v_npu.processing.sampling import (
-    FPS_WHERE_UNKNOWN,
-    Timeline,
-    VideoSettings,
-    sample_frames,
-)
-from vllm_glm41v_npu.processing.settings import SAMPLING_KEYS, logger
+from vllm_glm41v_npu.processing.pixel_settings import SAMPLING_KEYS
 from vllm_glm41v_npu.processing.video import ProcessedVideo, Selection, check_count, cut_video
 from vllm_glm41v_npu.processing.video_reader import (
     MAX_FRAMES,
@@ -35,21 +31,24 @@ from vllm_glm41v_npu.processing.video_reader import (
     Header,
     VideoReader,
 )
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
+
+logger = init_logger(__name__)
 
 BACKENDS = ("opencv", "pyav")
-"""What vLLM calls its decoders. Both are FFmpeg, which is called through PyAV here, whichever is
-asked for: OpenCV's decoder can neither be held to a list of formats nor interrupted."""
+"""vLLM's names of its decoders. Both are FFmpeg, and both names mean PyAV's here: OpenCV's decoder
+can neither be held to a list of formats nor interrupted."""
 _WITHOUT_EFFECT = {"frame_recovery"}
 _USUAL_FPS = 1000
 """A higher rate in a header is more likely an error than a rate."""
 MAX_FRAME_PIXELS = 100_000_000
-"""As MindIE's limit of a picture; a decoder takes the memory of a frame before anyone sees it."""
-_FRAMES_IN_DECODER = 8  # that it refers to, and those that it decodes side by side
-_BYTES_OF_PIXEL = 2  # in the decoder; 3 and 3 more in RGB and what is resized
+"""The most pixels of a frame, MindIE's limit of a picture; a decoder holds whole frames."""
+_FRAMES_IN_DECODER = 8  # frames it refers to, and frames it decodes side by side
+_BYTES_OF_PIXEL = 2  # in the decoder; 3 more in RGB, and 3 in the resized frame
 
 
 class EncodedVideo(tuple):
-    """The bytes of a video file, and how they are to be decoded.
+    """The bytes of a video file, and the options of decoding them.
 
     A tuple of the two, because vLLM hashes tuples by their parts.
 
@@ -57,10 +56,10 @@ class EncodedVideo(tuple):
         data: the file.
         media_io_kwargs: ``backend`` (one of `BACKENDS`) and any of `SAMPLING_KEYS`, as given to
             the server or the request for videos.
-        name: what messages call the video.
+        name: the name of the video in messages.
 
     Raises:
-        ValueError: an unknown key or backend.
+        ValueError: A key or the backend is unknown.
     """
 
     data: bytes
@@ -91,7 +90,7 @@ class EncodedVideo(tuple):
 
     @cached_property
     def digest(self) -> str:
-        """The hash of the file and the options."""
+        """Hash of the file and the options."""
         options = repr(sorted(self.options.items())).encode()
         return hashlib.blake2b(self.data, key=hashlib.blake2b(options).digest()).hexdigest()
 
@@ -99,7 +98,7 @@ class EncodedVideo(tuple):
         """Decode, resize and cut; the same settings again cost nothing.
 
         Raises:
-            ValueError: no video, one that cannot be decoded, or that takes too long.
+            ValueError: It is no video, cannot be decoded, or takes too long.
         """
         if not self.is_processed(settings, geometry):
             self._processed = (settings, geometry, self._process(settings, geometry))
@@ -107,14 +106,14 @@ class EncodedVideo(tuple):
         return self._processed[2]
 
     def is_processed(self, settings: VideoSettings, geometry: PatchGeometry) -> bool:
-        """Whether `process` has been called with these settings last."""
+        """Return True where the last call of `process` had these settings."""
         return self._processed is not None and self._processed[:2] == (settings, geometry)
 
     def cost(self, settings: VideoSettings, geometry: PatchGeometry) -> tuple[int, int]:
-        """Bytes that `process` takes at most, and those that stay of it.
+        """Return the most bytes that `process` takes, and the bytes that stay of it.
 
         Raises:
-            ValueError: as in `process`, as far as headers show it.
+            ValueError: As in `process`, as far as headers show it.
         """
         is_sampled = settings.do_sample_frames is not False
         selection = Selection.of(self._wanted(settings, is_sampled), is_sampled)
@@ -128,16 +127,16 @@ class EncodedVideo(tuple):
 
     @property
     def header(self) -> Header:
-        """What the file says of itself."""
+        """The header of the file."""
         return self._measures[0]
 
     @property
     def timeline(self) -> Timeline:
-        """What the header says, or what the times of the frames say where it says nothing, or
-        what cannot be.
+        """The timeline by the header, or by the times of the frames where the header says nothing,
+        or an impossible number.
 
         Raises:
-            ValueError: no video stream, or no frame.
+            ValueError: There is no video stream, or no frame.
         """
         return self._measures[1]
 
@@ -159,7 +158,7 @@ class EncodedVideo(tuple):
         return header, timeline, times
 
     def _measure(self, header: Header, reader: VideoReader) -> tuple[Timeline, FrameTimes | None]:
-        """The timeline, and times where frames are told by them."""
+        """Return the timeline, and the times of frames where they tell which frame is which."""
         fps, total = header.fps, header.frames
         if 0 < total <= len(self.data) and fps > 0:
             if total > MAX_FRAMES:
@@ -207,14 +206,14 @@ class EncodedVideo(tuple):
             return cut(self._decode(wanted[:found]), wanted[:found])
 
     def _wanted(self, settings: VideoSettings, is_sampled: bool) -> list[int]:
-        """Indices of the frames to decode, each once."""
+        """Return the indices of the frames to decode, each once."""
         if is_sampled:
             return list(dict.fromkeys(sample_frames(self.timeline, settings, self.name)))
         check_count(self.timeline.total_num_frames, settings, self.name)
         return list(range(self.timeline.total_num_frames))
 
     def _decode(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-        """RGB [height, width, 3] of the frames ``wanted``, ascending, until the file ends."""
+        """Yield the frames ``wanted``, uint8 RGB [height, width, 3], until the file ends."""
         times = self._measures[2]
         with self._opened() as reader:
             yield from reader.frames(wanted, times)

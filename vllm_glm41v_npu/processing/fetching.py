@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Media files by URL, from where the operator allows it, in sizes that a server can bear.
+"""Media files fetched by http, from hosts that the operator allows, within a limit of size.
 
 A request names addresses to which this process connects. Left unchecked, it reads what only this
 machine can reach (server-side request forgery): so hosts outside `--allowed-media-domains` have to
@@ -10,47 +10,25 @@ go back to the caller, and say nothing that a caller could not know.
 from __future__ import annotations
 
 import asyncio
-import binascii
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
-from urllib.parse import unquote
 
 import aiohttp
-import pybase64
 from vllm import envs
 from vllm.connections import _is_retryable
 from yarl import URL
 
 from vllm_glm41v_npu.processing.addresses import connector, is_public, literal, proxy_for, refused
 from vllm_glm41v_npu.processing.downloads import claim
-from vllm_glm41v_npu.processing.limits import mebibytes
-
-MAX_MEGABYTES = {"VLLM_GLM41V_NPU_MAX_IMAGE_MB": 100, "VLLM_GLM41V_NPU_MAX_VIDEO_MB": 512}
-"""Environment variables of the largest files, and their defaults, in MiB."""
+from vllm_glm41v_npu.processing.refusals import MediaRefused, check_size
 
 _REDIRECTS = 5
 _CHUNK = 1 << 16
-_NOT_BASE64 = re.compile("[^A-Za-z0-9+/]")
-
-
-class MediaRefused(ValueError):
-    """A file was not loaded; the message tells the caller why, and what to do."""
-
-
-def max_bytes(variable: str) -> int:
-    """The largest file by the environment variable, one of MAX_MEGABYTES.
-
-    Raises:
-        ValueError: It is set to something else than a positive number.
-    """
-    return mebibytes(variable, MAX_MEGABYTES[variable])
 
 
 def fetch(url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None) -> bytes:
-    """`fetch_async` for callers without an event loop, or in the middle of one."""
+    """Fetch as `fetch_async` does, for callers without an event loop, or in the middle of one."""
     with ThreadPoolExecutor(1) as pool:
         fetched = fetch_async(url, allowed_domains, limit, timeout)
         return pool.submit(asyncio.run, fetched).result()
@@ -59,7 +37,7 @@ def fetch(url: str, allowed_domains: Sequence[str], limit: int, timeout: float |
 async def fetch_async(
     url: str, allowed_domains: Sequence[str], limit: int, timeout: float | None
 ) -> bytes:
-    """What a http or https URL holds.
+    """Return the file of an http or https URL.
 
     As in vLLM: VLLM_MEDIA_FETCH_MAX_RETRIES tries, each with four times the time and the pause of
     the one before; VLLM_MEDIA_URL_ALLOW_REDIRECTS; proxies of the environment. Unlike there, no
@@ -90,7 +68,7 @@ async def fetch_async(
 
 
 def _reason(error: BaseException) -> str:
-    """What of a failed fetch may be told: no address, which a name server inside may have given."""
+    """Return why a fetch failed, without any address: a name server inside may have given it."""
     if isinstance(error, aiohttp.ClientResponseError):
         return f"it answered {error.status}"
     if isinstance(error, TimeoutError):
@@ -123,7 +101,7 @@ async def _follow(
 
 
 async def _ask(url: URL, trusted: bool, limit: int, timeout: float | None) -> bytes | URL:
-    """What a URL holds, or where it redirects to.
+    """Return the file of a URL, or the URL that it redirects to.
 
     Only a public address is connected to, unless the host is `trusted`, or a proxy stands between:
     that resolves the name itself, and is where such rules belong then.
@@ -145,12 +123,12 @@ async def _ask(url: URL, trusted: bool, limit: int, timeout: float | None) -> by
 def _parsed(url: str) -> URL:
     try:
         return URL(url)
-    except ValueError as error:  # what yarl says of it, such as "Invalid IPv6 URL"
+    except ValueError as error:  # yarl says why, such as "Invalid IPv6 URL"
         raise MediaRefused(f"A URL cannot be read: {error}. Check how it is written.") from error
 
 
 def _check_host(url: URL, allowed_domains: Sequence[str]) -> bool:
-    """Whether the operator names this host, so that its address is not looked at."""
+    """Return True where the operator names this host, so that its address is not checked."""
     if url.scheme not in ("http", "https"):
         raise MediaRefused(
             f"A URL of the kind {url.scheme or 'without a scheme'!r} was given; expected http, "
@@ -186,103 +164,9 @@ def _checked(size: int, limit: int) -> int:
     return size
 
 
-def check_size(size: int, limit: int) -> None:
-    """Raise MediaRefused if a file has more bytes than the limit."""
-    if size > limit:
-        raise MediaRefused(
-            f"The file is larger than {limit >> 20} MiB, the most that this server loads. Send a "
-            "smaller one."
-        )
-
-
 def _private(host: str | None) -> MediaRefused:
     return MediaRefused(
         f"The host {host} has no public address, and this server fetches from public ones. Send "
         "the file in the request, as a data URL; whoever runs the server can allow hosts, with "
         "--allowed-media-domains."
     )
-
-
-def find_file(path: Path, folder: Path, limit: int) -> Path:
-    """The file itself, in `folder` or in a folder inside it, links followed.
-
-    Raises:
-        MediaRefused: It is not there, is no file, is too large, or is outside, be it by `..` or by
-            a link.
-    """
-    try:
-        resolved = path.resolve(strict=True)
-        if not resolved.is_relative_to(folder.resolve()):
-            raise FileNotFoundError
-        if not resolved.is_file():  # reading a pipe would never end
-            raise MediaRefused(f"{path} is no file. Give a picture or a video.")
-        check_size(resolved.stat().st_size, limit)
-        return resolved
-    except MediaRefused:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:  # loops of links, zeros in a name
-        raise _missing(path) from error
-
-
-def read_file(path: Path, folder: Path, limit: int) -> bytes:
-    """What a file holds.
-
-    Raises:
-        MediaRefused: As in `find_file`, or it cannot be read.
-    """
-    try:
-        return find_file(path, folder, limit).read_bytes()
-    except OSError as error:
-        raise _missing(path) from error
-
-
-def _missing(path: Path) -> MediaRefused:
-    return MediaRefused(
-        f"There is no file {path} that this server may read. Give one that is in the folder of "
-        "--allowed-local-media-path, links followed."
-    )
-
-
-def split_data_url(url: str, limit: int) -> tuple[str, str]:
-    """The media type and the base64 text of a data URL (RFC 2397).
-
-    Raises:
-        MediaRefused: It is not in base64, or too large.
-    """
-    head, comma, data = url[len("data:") :].partition(",")
-    media_type, *parameters = (part.strip() for part in head.split(";"))
-    if not comma or [part.lower() for part in parameters[-1:]] != ["base64"]:
-        raise MediaRefused(
-            "A data URL is not in base64; expected data:image/png;base64, or "
-            "data:video/mp4;base64, and then the file."
-        )
-    check_size(len(data) * 3 // 4, limit)
-    return media_type, data
-
-
-_URL_SAFE = str.maketrans("-_", "+/", "\t\n\v\f\r ")
-
-
-def decode_base64(text: str) -> bytes:
-    """The bytes of base64, as people send it: also broken into lines, of the URL-safe alphabet,
-    percent-encoded, or without the = at its end.
-
-    Raises:
-        MediaRefused: Something else is in it, or it was cut off.
-    """
-    try:
-        return pybase64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        pass  # it takes a closer look
-    plain = (unquote(text) if "%" in text else text).translate(_URL_SAFE).rstrip("=")
-    if (odd := _NOT_BASE64.search(plain)) is not None:
-        raise MediaRefused(
-            f"The data is not base64: it has {odd[0]!r} at letter {odd.start() + 1}; expected "
-            "letters, digits, + and /. Send the file encoded in base64."
-        )
-    if len(plain) % 4 == 1:
-        raise MediaRefused(
-            f"The data is not whole base64: its {len(plain)} letters are one too many or some too "
-            "few. Check whether it was cut off."
-        )
-    return pybase64.b64decode(plain + "=" * (-len(plain) % 4))

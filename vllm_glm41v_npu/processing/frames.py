@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames in memory, in the many forms in which libraries hand them over, as uint8 RGB."""
+"""Frames in memory, in the forms of many libraries, turned into uint8 RGB."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LARGEST = 255
 
 
 def stack_frames(frames: Sequence[Any], name: str) -> np.ndarray:
-    """[frames, height, width, 3] of a list of pictures or arrays of one size.
+    """Return a list of pictures or arrays of one size as [frames, height, width, 3].
 
     Raises:
-        ValueError: pictures of several sizes, or none.
+        ValueError: The sizes differ, or the list is empty.
     """
     arrays = [_to_array(frame) for frame in frames]
     shapes = {array.shape for array in arrays}
@@ -39,13 +39,13 @@ def _to_array(frame: Any) -> np.ndarray:
 
 
 def check_frames(frames: np.ndarray | torch.Tensor, name: str) -> np.ndarray | torch.Tensor:
-    """``frames`` as uint8 RGB [frames, height, width, 3]; [frames, 3, height, width] is turned.
+    """Return frames as uint8 RGB [frames, height, width, 3], also from [frames, 3, height, width].
 
-    Frames of floats are in 0..255, as qwen_vl_utils gives them, or in 0..1 where no value is
-    larger than 1. They are rounded.
+    Floats are in 0..255, as qwen_vl_utils gives them, or in 0..1 where no value is larger than 1.
+    They are rounded.
 
     Raises:
-        ValueError: another shape or dtype, values out of range, or no frame.
+        ValueError: The shape or dtype is another, values are out of range, or there is no frame.
     """
     shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
     is_float = "float" in dtype and "float8" not in dtype
@@ -63,7 +63,7 @@ def check_frames(frames: np.ndarray | torch.Tensor, name: str) -> np.ndarray | t
 
 
 def _from_floats(frames: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    """uint8 [frames, height, width, 3] of floats of any width, one frame at a time."""
+    """Return floats of any width as uint8 [frames, height, width, 3], made one frame at a time."""
     pixels = frames if isinstance(frames, torch.Tensor) else torch.from_numpy(np.array(frames))
     pixels = pixels.detach()
     least, most = float(pixels.min()), float(pixels.max())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a picture or a video becomes a grid of patches: geometry, target size, the largest grid.
+"""The grid of patches of a picture or a video: geometry, target size, the largest grid.
 
 Sizes are (height, width) in pixels; grids are (t, h, w) in patches.
 """
@@ -20,8 +20,11 @@ MAX_SIDE_RATIO = 200
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """Least and most pixels of a resized picture or video, counted over all its frames, as ``size``
-    in the preprocessor files does; a still picture has ``temporal_patch_size`` of them."""
+    """The least and most pixels of a resized picture or video, counted over all its frames.
+
+    ``size`` in the preprocessor files counts so too; a still picture counts as
+    ``temporal_patch_size`` frames.
+    """
 
     min_pixels: int
     max_pixels: int
@@ -29,7 +32,7 @@ class PixelLimits:
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """The patch sizes of the vision tower, and what follows from them."""
+    """The patch sizes of the vision tower, and sizes that follow from them."""
 
     patch_size: int = 14
     merge_size: int = 2
@@ -62,16 +65,18 @@ class PatchGeometry:
 
     @property
     def pixels_per_token(self) -> int:
-        """What one token of a picture takes of `PixelLimits`."""
+        """Pixels of `PixelLimits` that one token of a picture takes."""
         return self.temporal_patch_size * self.factor**2
 
     def grid(self, height: int, width: int, pairs: int = 1) -> tuple[int, int, int]:
-        """(t, h, w) patches of a size that is already a multiple of `factor`; t is 1 in a still
-        picture, and half the frames in a video."""
+        """Return the (t, h, w) patches of a size that is a multiple of `factor` already.
+
+        t is 1 in a still picture, and half the frames in a video.
+        """
         return pairs, height // self.patch_size, width // self.patch_size
 
     def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
-        """Tokens the language model sees for a grid of (t, h, w) patches."""
+        """Return the tokens that the language model sees for a grid of (t, h, w) patches."""
         return math.prod(grid_thw) // self.merge_size**2
 
 
@@ -83,15 +88,16 @@ def smart_resize(
     num_frames: int | None = None,
     name: str = "The picture",
 ) -> tuple[int, int]:
-    """The (height, width) a picture or frame is resized to: multiples of ``geometry.factor`` near
-    its own shape, and within ``limits``.
+    """Return the (height, width) that a picture or frame is resized to.
+
+    They are multiples of ``geometry.factor`` near its own shape, and within ``limits``.
 
     ``num_frames`` defaults to one temporal patch, which is a still picture. Results are those of
     transformers 5.5.4 ``models/glm4v/image_processing_glm4v.smart_resize``, including where the
     limits are missed: a side never falls below one factor, and rounding up may pass the maximum.
 
     Raises:
-        ValueError: an empty picture, or sides of a ratio over 200.
+        ValueError: The picture is empty, or its sides have a ratio over 200.
     """
     if height < 1 or width < 1:
         raise ValueError(
@@ -131,11 +137,11 @@ def smart_resize(
 
 
 def largest_picture(geometry: PatchGeometry, limits: PixelLimits) -> tuple[int, int]:
-    """The (height, width) of a picture with as many tokens as any picture can have.
+    """Return the (height, width) of a picture with as many tokens as any picture can have.
 
-    Usually the best block grid that fits ``max_pixels``; with small limits a thin picture may have
-    more, because `smart_resize` misses the limits there. Of equals it is the one nearest a square.
-    The size is the picture's own, before `smart_resize`.
+    Usually it is the best grid of blocks that fits ``max_pixels``; with small limits a thin picture
+    may have more, because `smart_resize` misses the limits there. Of several the one nearest to a
+    square is returned. The size is the picture's own, before `smart_resize`.
     """
 
     def tokens_then_height(size: tuple[int, int]) -> tuple[int, int]:
@@ -148,7 +154,7 @@ def largest_picture(geometry: PatchGeometry, limits: PixelLimits) -> tuple[int, 
 def _largest_picture_candidates(
     geometry: PatchGeometry, limits: PixelLimits
 ) -> Iterator[tuple[int, int]]:
-    """Wide pictures only: `smart_resize` treats height and width alike."""
+    """Yield sizes of wide pictures only: `smart_resize` treats height and width alike."""
     factor = geometry.factor
     yield factor, MAX_SIDE_RATIO * factor  # its height cannot shrink, so it may pass max_pixels
     most, least = (
@@ -166,15 +172,15 @@ def _largest_picture_candidates(
 def largest_video(
     geometry: PatchGeometry, limits: PixelLimits, frame_limit: int, text_tokens: int, room: int
 ) -> tuple[int, int, int]:
-    """The (frames, height, width) of a video with the most tokens of the vision tower.
+    """Return the (frames, height, width) of a video with the most tokens of the vision tower.
 
-    With the ``text_tokens`` that stand beside those of each temporal pair it fits ``room`` tokens.
+    With the ``text_tokens`` beside the tokens of each temporal pair it fits ``room`` tokens.
     Videos of extreme side ratio, where `smart_resize` misses the limits, are left out: the engine
     refuses one that is larger than this.
     """
 
     def blocks(pairs: int) -> tuple[int, int]:
-        """Rows and columns of tokens in a pair, nearly square, as many as fit."""
+        """Return rows and columns of tokens in a pair, nearly square, as many as fit."""
         most = limits.max_pixels // (geometry.pixels_per_token * pairs)
         count = max(1, min(most, room // pairs - text_tokens))
         rows = math.isqrt(count)

@@ -3,7 +3,7 @@
 
 The bytes are those that transformers 5.5.4 ``Glm4vImageProcessor`` (torchvision backend) computes
 before it rescales and normalises, with one temporal slice instead of two equal ones, and the
-channels of a pixel side by side: so decoders give them, and so PyTorch resizes fastest.
+channels of a pixel side by side: decoders give them so, and PyTorch resizes this layout fastest.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _ORIENTATION, UPRIGHT = 0x0112, 1  # the EXIF tag and its neutral value
 def open_picture(picture: Picture, name: str = "The picture") -> Picture:
     """Check a picture, and decode, turn (EXIF orientation) and convert a PIL one to RGB.
 
-    Alpha is dropped, as in transformers; `to_rgb` says what becomes of other modes. A picture that
-    comes out of here passes through again unchanged.
+    Alpha is dropped, as in transformers; see `to_rgb` about other modes. An opened picture passes
+    through again unchanged.
 
     Raises:
-        ValueError: what is wrong with the picture, called ``name``, and what to do about it.
+        ValueError: The fault of the picture, called ``name``, and how to mend it.
     """
     if isinstance(picture, Image.Image):
         return _open_pil(picture, name)
@@ -60,10 +60,10 @@ def _kind_of(given: object) -> type:
 def picture_grid(
     picture: Picture, geometry: PatchGeometry, limits: PixelLimits
 ) -> tuple[int, int, int]:
-    """The grid (1, h, w) that `process_picture` cuts an opened picture into.
+    """Return the grid (1, h, w) that `process_picture` cuts an opened picture into.
 
     Raises:
-        ValueError: an empty picture or a side ratio over 200.
+        ValueError: The picture is empty, or its sides have a ratio over 200.
     """
     if isinstance(picture, Image.Image):
         width, height = picture.size
@@ -78,7 +78,7 @@ def process_picture(
     """Resize one opened picture and cut it into ``patches``.
 
     Args:
-        grid: what `picture_grid` returned, (1, h, w) in patches.
+        grid: (1, h, w) in patches, by `picture_grid`.
         patches: uint8 [h * w, patch_size**2 * 3], overwritten. Rows go through merge blocks (the
             2 x 2 patches of a token are neighbours), columns are (y, x, channel). Source:
             ``Glm4vImageProcessor._preprocess``, but for the columns.
@@ -89,9 +89,9 @@ def process_picture(
 
 
 def resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bicubic with antialiasing, uint8 [H, W, 3] to uint8 [*size, 3].
+    """Resize uint8 [H, W, 3] to uint8 [*size, 3], bicubic with antialiasing.
 
-    Torch has a uint8 kernel of its own for this, the one torchvision calls.
+    It calls torch's uint8 kernel, as torchvision does.
     """
     if tuple(pixels.shape[:2]) == size:
         return pixels
@@ -117,7 +117,7 @@ def cut_patches(pixels: torch.Tensor, geometry: PatchGeometry, patches: torch.Te
 
 
 def _to_pixels(picture: Picture) -> torch.Tensor:
-    """uint8 [H, W, 3]."""
+    """Return the pixels as uint8 [H, W, 3]."""
     if isinstance(picture, torch.Tensor):
         return picture.cpu().permute(1, 2, 0)
     if isinstance(picture, Image.Image):
@@ -126,15 +126,15 @@ def _to_pixels(picture: Picture) -> torch.Tensor:
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor; a copy where torch would not take it."""
+    """Return the array as a tensor; a copy where torch would not take it."""
     # torch takes neither negative strides nor, without a warning, read-only arrays.
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 class _Lent:
-    """Pillow's read-only copy of a picture, as if it were writable: 25 MB less to copy at 4K.
+    """Pillow's read-only copy of a picture, marked writable: saves a copy of 25 MB at 4K.
 
-    Nothing writes to it. NumPy keeps this object, and with it the array, as long as it is used.
+    Nothing writes to it. NumPy keeps this object, and so the array, as long as it is used.
     """
 
     def __init__(self, array: np.ndarray) -> None:
@@ -153,9 +153,10 @@ def _open_pil(picture: Image.Image, name: str) -> Image.Image:
 
 
 def check_pixels(width: int, height: int, name: str) -> None:
-    """
+    """Refuse an empty picture, and one that is too large to decode.
+
     Raises:
-        ValueError: an empty picture, or one of more pixels than Pillow's MAX_IMAGE_PIXELS.
+        ValueError: It has no pixels, or more than Pillow's MAX_IMAGE_PIXELS.
     """
     if width < 1 or height < 1:
         raise ValueError(
@@ -172,7 +173,7 @@ def check_pixels(width: int, height: int, name: str) -> None:
 
 
 def undecodable(name: str, error: Exception) -> ValueError:
-    """The refusal of a picture whose decoder raised ``error``."""
+    """Return the refusal of a picture whose decoder raised ``error``."""
     if isinstance(error, MemoryError):
         return ValueError(
             f"{name} was not decoded, because the machine has no memory left for it. Send it again "
@@ -185,12 +186,12 @@ def undecodable(name: str, error: Exception) -> ValueError:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says it is looked at."""
+    """Return the picture turned by its EXIF orientation."""
     return picture if orientation(picture) == UPRIGHT else ImageOps.exif_transpose(picture)
 
 
 def orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, `UPRIGHT` where there is none."""
+    """Return the EXIF orientation, `UPRIGHT` where there is none."""
     try:
         return picture.getexif().get(_ORIENTATION, UPRIGHT)
     except (SyntaxError, ValueError, struct.error, OSError):
@@ -204,7 +205,7 @@ def _is_numpy(picture: object) -> TypeGuard[np.ndarray]:
 
 
 def _check_array(picture: np.ndarray | torch.Tensor, name: str) -> None:
-    """uint8, not empty, and RGB in the layout of its kind."""
+    """Refuse an array that is not uint8 RGB in the layout of its kind, or is empty."""
     is_numpy = _is_numpy(picture)
     layout, channel_dim = ("[height, width, 3]", -1) if is_numpy else ("[3, height, width]", 0)
     shape, dtype = tuple(picture.shape), str(picture.dtype).removeprefix("torch.")

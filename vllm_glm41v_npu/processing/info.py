@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM asks of the model before any request: limits, sizes, and the largest inputs."""
+"""Answers to vLLM about media before any request: limits, sizes, and the largest inputs."""
 
 from __future__ import annotations
 
@@ -20,40 +20,38 @@ from vllm.multimodal.processing import (
 
 from vllm_glm41v_npu.backends import current_backend
 from vllm_glm41v_npu.processing.budget import process_budget
+from vllm_glm41v_npu.processing.connector import register_connector
 from vllm_glm41v_npu.processing.decode_time import DecodeTime
-from vllm_glm41v_npu.processing.fetching import MAX_MEGABYTES, max_bytes
 from vllm_glm41v_npu.processing.grid import (
     PatchGeometry,
     largest_picture,
     largest_video,
     smart_resize,
 )
-from vllm_glm41v_npu.processing.media import Glm41vMediaConnector
+from vllm_glm41v_npu.processing.limits import MAX_FILE_MB, max_file_bytes
 from vllm_glm41v_npu.processing.parser import Glm41vDataParser
-from vllm_glm41v_npu.processing.prompt import TEXT, Placeholder
-from vllm_glm41v_npu.processing.refusals import callers_error
-from vllm_glm41v_npu.processing.sampling import VideoSettings
-from vllm_glm41v_npu.processing.settings import (
+from vllm_glm41v_npu.processing.pixel_settings import (
     REQUEST_KWARGS,
     SERVER_KWARGS,
     ImageSettings,
     PixelSettings,
     overrides_for,
 )
-from vllm_glm41v_npu.processing.video_loading import Preparation
+from vllm_glm41v_npu.processing.prefetch import Prefetch
+from vllm_glm41v_npu.processing.prompt import PLACEHOLDER_TEXTS, Placeholder
+from vllm_glm41v_npu.processing.refusals import callers_error
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
 
 S = TypeVar("S", bound=PixelSettings)
 
 
 class Glm41vProcessingInfo(BaseProcessingInfo):
-    """What the checkpoint and the server's arguments say about pictures and videos."""
+    """Settings and sizes of pictures and videos, by the checkpoint and the server's arguments."""
 
     def __init__(self, ctx: InputProcessingContext) -> None:
         super().__init__(ctx)
         _check_limits()
-        # Videos fetched in this process are decoded with the settings of its server.
-        Glm41vMediaConnector.prepare = self.preparation
-        Glm41vMediaConnector.video_backend = self._video_backend()
+        register_connector(self.prefetch, self._video_backend())
 
     def _video_backend(self) -> str | None:
         config = self.ctx.model_config.multimodal_config
@@ -100,12 +98,12 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
 
     @cached_property
     def image_settings(self) -> ImageSettings:
-        """Those of the checkpoint under the server's ``--mm-processor-kwargs``."""
+        """The checkpoint's settings of pictures, changed by ``--mm-processor-kwargs``."""
         return self._server_settings(ImageSettings, "images_kwargs")
 
     @cached_property
     def video_settings(self) -> VideoSettings:
-        """Those of the checkpoint under the server's ``--mm-processor-kwargs``."""
+        """The checkpoint's settings of videos, changed by ``--mm-processor-kwargs``."""
         return self._server_settings(VideoSettings, "videos_kwargs")
 
     def _server_settings(self, kind: type[S], name: str) -> S:
@@ -115,10 +113,10 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
         return settings.with_overrides(overrides, self.geometry, SERVER_KWARGS)
 
     def get_image_settings(self, mm_kwargs: Mapping[str, object]) -> ImageSettings:
-        """The settings of one request.
+        """Return the settings of pictures of one request.
 
         Raises:
-            ValueError: an unknown key, a value out of range, or more than the server takes.
+            ValueError: A key is unknown, a value out of range, or more than the server takes.
         """
         overrides = overrides_for("images_kwargs", mm_kwargs, REQUEST_KWARGS)
         settings = self.image_settings.with_overrides(overrides, self.geometry, REQUEST_KWARGS)
@@ -128,11 +126,13 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
     def get_video_settings(
         self, mm_kwargs: Mapping[str, object], media_io_kwargs: Mapping[str, object]
     ) -> VideoSettings:
-        """The settings of one video: of the request's ``mm_processor_kwargs``, else of
-        ``media_io_kwargs`` (the request's or the server's), else the server's.
+        """Return the settings of one video.
+
+        The request's ``mm_processor_kwargs`` count first, then ``media_io_kwargs`` (the request's
+        or the server's), then the server's settings.
 
         Raises:
-            ValueError: an unknown key, a value out of range, or more than the server takes.
+            ValueError: A key is unknown, a value out of range, or more than the server takes.
         """
         overrides = overrides_for("videos_kwargs", mm_kwargs, REQUEST_KWARGS)
         settings = self.video_settings.with_overrides(
@@ -142,20 +142,21 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
         return settings.within(self.video_settings)
 
     @cached_property
-    def preparation(self) -> Preparation:
-        return Preparation(lambda video: self.get_video_settings({}, video.options), self.geometry)
+    def prefetch(self) -> Prefetch:
+        """Decodes the videos that this process fetches, with the settings of its server."""
+        return Prefetch(lambda video: self.get_video_settings({}, video.options), self.geometry)
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
-        """Tokens of a picture of this size under the server's settings."""
+        """Return the tokens of a picture of this size under the server's settings."""
         size = smart_resize(image_height, image_width, self.geometry, self.image_settings.limits)
         return self.geometry.num_tokens(self.geometry.grid(*size))
 
     def get_image_size_with_most_features(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """Return the (height, width) of the largest picture in pixels."""
         return largest_picture(self.geometry, self.image_settings.limits)
 
     def get_video_size_with_most_features(self, seq_len: int) -> tuple[int, int, int]:
-        """(frames, height, width) of the largest video that a prompt of ``seq_len`` can hold."""
+        """Return the (frames, height, width) of the largest video in a prompt of ``seq_len``."""
         settings = self.video_settings
         return largest_video(
             self.geometry, settings.limits, settings.frame_limit, self.tokens_around_pair, seq_len
@@ -163,7 +164,7 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
 
     @cached_property
     def tokens_around_pair(self) -> int:
-        """Tokens of a video beside those of its patches, per temporal pair: start, end, second."""
+        """Tokens of a temporal pair beside those of its patches: start, end, second."""
         return 2 + len(self.encode_digits(str(int(self.video_settings.max_duration))))
 
     def get_mm_max_tokens_per_item(
@@ -179,13 +180,14 @@ class Glm41vProcessingInfo(BaseProcessingInfo):
 
 
 class Glm41vDummyInputsBuilder(BaseDummyInputsBuilder[Glm41vProcessingInfo]):
-    """The inputs with which vLLM measures memory: the largest pictures and videos allowed.
+    """The inputs that vLLM measures memory with: the largest pictures and videos allowed.
 
     On a backend whose memory vLLM does not measure they are the smallest, and only warm it up.
     """
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        return "".join(text * mm_counts.get(modality, 0) for modality, text in TEXT.items())
+        texts = PLACEHOLDER_TEXTS.items()
+        return "".join(text * mm_counts.get(modality, 0) for modality, text in texts)
 
     def get_dummy_mm_data(
         self,
@@ -213,17 +215,17 @@ class Glm41vDummyInputsBuilder(BaseDummyInputsBuilder[Glm41vProcessingInfo]):
 
 
 def _check_limits() -> None:
-    """Raise ValueError about a wrong limit when the server starts, and not to its callers."""
+    """Raise ValueError about a wrong limit when the server starts, before any request."""
     process_budget()
     DecodeTime()
-    for variable in MAX_MEGABYTES:
-        max_bytes(variable)
+    for kind in MAX_FILE_MB:
+        max_file_bytes(kind)
 
 
 def _blank_video(
     size: tuple[int, int, int], options: BaseDummyOptions | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Black frames and their metadata; ``size`` is (frames, height, width)."""
+    """Return black frames and their metadata; ``size`` is (frames, height, width)."""
     frames, height, width = size
     if isinstance(options, VideoDummyOptions):
         frames = min(frames, options.num_frames or frames)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JPEG 2000: what its codestream says, before OpenJPEG takes memory for it.
+"""Sizes in the codestream of a JPEG 2000, checked before OpenJPEG takes memory for them.
 
-The size in the box around it may be another one, and tiles, precincts and code blocks of a few
+The box around the codestream may state another size, and tiles, precincts and code blocks of a few
 pixels take a thousand times the memory of their pixels: 8 GiB for a file of 200 bytes.
 """
 
@@ -25,10 +25,10 @@ class HeaderRefused(ValueError):
 
 
 def codestream_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of the codestream that is decoded.
+    """Return the (width, height) of the codestream that is decoded.
 
     Raises:
-        HeaderRefused: there is none, or it has more parts than a picture needs.
+        HeaderRefused: There is none, or it has more parts than a picture needs.
     """
     size, components = None, 0
     for marker, body in _segments(data, _start(data)):
@@ -64,7 +64,7 @@ def _start(data: bytes) -> int:
 
 
 def _segments(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """(marker, body) in the main header and in the headers of all tile parts."""
+    """Yield each (marker, body) in the main header and in the headers of all tile parts."""
     place, end = start + 2, len(data)
     for _ in range(_MAX_SEGMENTS):
         marker = int.from_bytes(data[place : place + 2], "big")
@@ -88,7 +88,7 @@ def _segments(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _size(body: bytes) -> tuple[tuple[int, int], int]:
-    """The size in pixels, and the number of components."""
+    """Return the size in pixels, and the number of components."""
     right, bottom, left, top, width, height, tile_left, tile_top = struct.unpack(">8I", body[2:34])
     components = int.from_bytes(body[34:36], "big")
     tiles = ceil((right - tile_left) / width) * ceil((bottom - tile_top) / height)
@@ -100,7 +100,7 @@ def _size(body: bytes) -> tuple[tuple[int, int], int]:
 
 
 def _check_blocks(size: tuple[int, int], components: int, style: int, coding: bytes) -> None:
-    """``coding`` begins with the number of resolution levels."""
+    """Refuse too many code blocks or precincts; ``coding`` begins with the number of levels."""
     width, height = size
     levels, block_width, block_height = coding[0], coding[1] & 15, coding[2] & 15
     blocks = components * width * height >> (block_width + block_height + 4)

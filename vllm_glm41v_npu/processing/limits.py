@@ -1,13 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits by environment variables."""
+"""Limits that environment variables set. Imports no torch or vLLM."""
 
 from __future__ import annotations
 
 import os
+from typing import Literal
+
+Kind = Literal["image", "video"]
+
+MAX_FILE_MB: dict[Kind, tuple[str, int]] = {
+    "image": ("VLLM_GLM41V_NPU_MAX_IMAGE_MB", 100),
+    "video": ("VLLM_GLM41V_NPU_MAX_VIDEO_MB", 512),
+}
+"""Kind of medium to (environment variable of its largest file, default), in MiB."""
+
+
+def max_file_bytes(kind: Kind) -> int:
+    """Return the largest file of one kind of medium, in bytes.
+
+    Raises:
+        ValueError: The variable is set to something else than a positive number.
+    """
+    return mebibytes(*MAX_FILE_MB[kind])
 
 
 def mebibytes(variable: str, default: int) -> int:
-    """Bytes, by an environment variable in MiB.
+    """Return the bytes that an environment variable gives in MiB.
 
     Raises:
         ValueError: It is set to something else than a positive number.
@@ -16,7 +34,7 @@ def mebibytes(variable: str, default: int) -> int:
 
 
 def positive(variable: str, default: int, unit: str) -> int:
-    """The whole number in an environment variable, or the default.
+    """Return the whole number in an environment variable, or the default.
 
     Raises:
         ValueError: It is set to something else than a positive number.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many samples an MP4 or MOV file claims to have, looked at before FFmpeg believes it.
+"""The number of samples that an MP4 or MOV file claims to have, checked before FFmpeg opens it.
 
 FFmpeg takes 40 bytes of memory for each sample as soon as it opens the file, and a claim of 80
 million samples takes 12 bytes in it: 3 GB and half a minute, which nothing can interrupt.
@@ -21,7 +21,7 @@ _PER_TRACK = (b"trak", b"stts", b"stsz", b"stz2", b"stsc", b"stco", b"co64")
 
 
 def claims_too_much(data: bytes) -> bool:
-    """Whether FFmpeg would take memory out of proportion to open this file."""
+    """Return True where FFmpeg would take memory out of proportion to open this file."""
     parts, size = [], 0
     for number, (start, end) in enumerate(_boxes(data)):
         if number == _MAX_BOXES:
@@ -49,7 +49,7 @@ def claims_too_much(data: bytes) -> bool:
 
 
 def _boxes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the boxes of the file begin and end; those with pictures and sound are called mdat."""
+    """Yield the (start, end) of each box of the file; those with pictures and sound are mdat."""
     place = 0
     while place + 8 <= len(data):
         size = int.from_bytes(data[place : place + 4], "big")
@@ -61,7 +61,7 @@ def _boxes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _counts(tables: bytes, kind: bytes, offset: int) -> Iterator[int]:
-    """The numbers of 4 bytes that lie ``offset`` bytes behind the name of each such box."""
+    """Yield the numbers of 4 bytes that lie ``offset`` bytes behind the name of each such box."""
     place = tables.find(kind)
     while place >= 0:
         start = place + 4 + offset
@@ -70,7 +70,7 @@ def _counts(tables: bytes, kind: bytes, offset: int) -> Iterator[int]:
 
 
 def _is_pcm(track: bytes) -> bool:
-    """Whether each sample lasts one tick: sound that is not compressed."""
+    """Return True where each sample lasts one tick, as in sound that is not compressed."""
     entries, ticks = list(_counts(track, b"stts", 4)), list(_counts(track, b"stts", 12))
     return b"soun" in track and b"vide" not in track and set(entries) == set(ticks) == {1}
 

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from vllm.inputs import MultiModalInput
+from vllm.logger import init_logger
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import (
@@ -30,14 +31,15 @@ from vllm_glm41v_npu.processing.info import Glm41vProcessingInfo
 from vllm_glm41v_npu.processing.parser import Video
 from vllm_glm41v_npu.processing.prompt import Expansion
 from vllm_glm41v_npu.processing.refusals import callers_error
-from vllm_glm41v_npu.processing.settings import logger
 from vllm_glm41v_npu.processing.video import ProcessedVideo
+
+logger = init_logger(__name__)
 
 
 class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):
-    """Tokenises the prompt, processes pictures and videos and says where their tokens go.
+    """Tokenizes the prompt, processes pictures and videos, and places their tokens.
 
-    vLLM calls the place of the work after Hugging Face's processors; none is behind it here.
+    Some methods are named after Hugging Face's processors, by vLLM; none is used here.
     """
 
     @callers_error()
@@ -51,7 +53,7 @@ class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):
         mm_kwargs: Mapping[str, object],
         tok_kwargs: Mapping[str, object],
     ) -> BatchFeature:
-        """``input_ids`` (not expanded), and what `_process_pictures`, `_process_videos` return."""
+        """Return ``input_ids`` (not expanded), and the tensors of pictures and videos."""
         outputs: dict[str, object] = {
             "input_ids": [self.info.get_tokenizer().encode(prompt, **tok_kwargs)]
         }
@@ -64,7 +66,8 @@ class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):
     def _process_pictures(
         self, pictures: Sequence[Picture], mm_kwargs: Mapping[str, object]
     ) -> dict[str, torch.Tensor]:
-        """
+        """Cut all pictures of a request into patches.
+
         Returns:
             pixel_values: uint8 [sum of h * w, patch_size**2 * 3], the pictures one after another;
                 see `process_picture`.
@@ -82,7 +85,8 @@ class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):
     def _process_videos(
         self, videos: Sequence[Video], mm_kwargs: Mapping[str, object]
     ) -> dict[str, torch.Tensor]:
-        """
+        """Decode all videos of a request, and cut them into patches.
+
         Returns:
             pixel_values_videos: uint8 [sum of t * h * w, 2 * patch_size**2 * 3], the videos one
                 after another; see `ProcessedVideo`.
@@ -94,7 +98,7 @@ class Glm41vMultiModalProcessor(BaseMultiModalProcessor[Glm41vProcessingInfo]):
             settings = self.info.get_video_settings(mm_kwargs, video.options)
             geometry = self.info.geometry
             if isinstance(video, EncodedVideo) and not video.is_processed(settings, geometry):
-                self.info.preparation.forget(video)
+                self.info.prefetch.forget(video)
             return video.process(settings, geometry)
 
         done = _in_threads(process, videos)
@@ -170,5 +174,5 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _in_threads(work: Callable, items: Sequence) -> list:
-    """The results of ``work`` on each item; PyTorch's and OpenCV's kernels let go of the GIL."""
+    """Return the results of ``work`` on each item; PyTorch's and OpenCV's kernels free the GIL."""
     return [work(items[0])] if len(items) == 1 else list(_threads().map(work, items))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request may carry as pictures and videos, checked before anything is computed."""
+"""The pictures and videos of a request, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Glm41vDataParser(MultiModalDataParser):
     dictionary of embeddings, see `parse_embeddings`.
 
     Pictures are opened here and not later, because vLLM hashes items right after parsing: hashing
-    would decode a damaged file first, and tells no EXIF orientations apart.
+    would decode a damaged file first, and ignores the EXIF orientation.
     """
 
     def __init__(self, geometry: PatchGeometry, **kwargs: Any) -> None:
@@ -51,7 +51,7 @@ class Glm41vDataParser(MultiModalDataParser):
 
     @classmethod
     def is_embeddings(cls, data: object) -> bool:
-        """Never: embeddings come in a dictionary, and a uint8 tensor is a picture."""
+        """Return False: embeddings come in a dictionary, and a uint8 tensor is a picture."""
         return False
 
     def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
@@ -80,7 +80,7 @@ class Glm41vDataParser(MultiModalDataParser):
 
 
 def _open_item(item: Any, number: int, total: int) -> Any:
-    """`open_picture` under vLLM's wrapper, which carries the file's bytes for hashing."""
+    """Open a picture, also in vLLM's wrapper, which carries the file's bytes for hashing."""
     name = f"Picture {number} of {total}"
     if item is None:
         return None
@@ -98,7 +98,7 @@ def _is_frame(data: Any) -> bool:
 
 
 def _is_one_video(data: Any) -> bool:
-    """Not a list of videos: a file, frames, or frames with metadata."""
+    """Return True for a file, frames, or frames with metadata, and False for a list of videos."""
     if isinstance(data, (bytes, Path, DecodedVideo, EncodedVideo)):
         return True
     if _is_array(data):
@@ -138,6 +138,6 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _open_frame(frame: Any, name: str) -> Any:
-    """A picture opened; arrays are checked when all are together."""
+    """Open a frame that is a picture; arrays are checked when all are together."""
     frame = frame.media if isinstance(frame, MediaWithBytes) else frame
     return frame if _is_array(frame) else open_picture(frame, name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of pictures: which are opened, what of their headers is believed, and how they are decoded.
+"""Files of pictures: opened by Pillow after a look at their headers, and decoded.
 
-Pillow reads some forty formats, among them ones that run other programs. Here it opens those of
-`FORMATS`, and decodes nothing before the size is known and allowed.
+Pillow reads some forty formats, and runs other programs for some. Here it opens those of `FORMATS`,
+and decodes nothing before the size is known and allowed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vllm_glm41v_npu.processing.picture_formats import formats
 _HELD = 4  # bytes of a pixel in Pillow's RGB, as in most of its modes
 _DEPTHS = {"1": 1, "L": 1, "P": 1}
 _DECODERS = {"WEBP": 16, "AVIF": 20, "HEIF": 20, "JPEG2000": 28, "TIFF": 4, "PNG": 4}
-"""Bytes of a pixel that decoders take beside the picture that they write; measured, rounded up."""
+"""Bytes of a pixel that decoders take beside the picture they write; measured, rounded up."""
 
 MAX_SCANS = 100
 """The most scans of a JPEG. Encoders write about ten; each costs as much as the picture."""
@@ -43,12 +43,12 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # fill bytes before it are l
 def plan_picture(
     data: bytes, name: str = "The picture", background: Colour | None = WHITE
 ) -> Plan[Image.Image]:
-    """Read the header of a file.
+    """Read the header of a picture file, and return the plan of its decoding.
 
-    Decoding gives mode RGB, turned as EXIF says, transparency laid on ``background``.
+    Decoding gives mode RGB, turned by EXIF, with transparency laid on ``background``.
 
     Raises:
-        ValueError: no picture of `FORMATS`, or too large; a sentence for the caller.
+        ValueError: It is no picture of `FORMATS`, or too large; a sentence for the caller.
     """
     picture, sizes = _open(data, name)
     for size in sizes:
@@ -70,7 +70,7 @@ def plan_picture(
 
 
 class _Watched(BytesIO):
-    """A file that ends its decoder, between two pieces, when nobody waits for it any more."""
+    """A file that ends its decoding, between two reads, when nobody waits for it any more."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         check_alive()
@@ -78,7 +78,7 @@ class _Watched(BytesIO):
 
 
 def _open(data: bytes, name: str) -> tuple[ImageFile.ImageFile, list[tuple[int, int]]]:
-    """The picture, and all (width, height) that its decoder works with."""
+    """Return the picture, and each (width, height) that its decoder works with."""
     try:
         if data.startswith(_ICON):
             _check_icon(data)
@@ -104,7 +104,7 @@ def _open(data: bytes, name: str) -> tuple[ImageFile.ImageFile, list[tuple[int, 
 
 
 def _bytes_per_pixel(picture: ImageFile.ImageFile) -> int:
-    """The bytes that are held at once while it is decoded, turned and converted."""
+    """Return the bytes of a pixel that are held at once in decoding, turning and converting."""
     depth = _DEPTHS.get(picture.mode, _HELD)
     decoder = _DECODERS.get(str(picture.format), 0)
     if "progressive" in picture.info:
@@ -117,7 +117,7 @@ def _bytes_per_pixel(picture: ImageFile.ImageFile) -> int:
 
 
 def _hidden_sizes(picture: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[int, int]]:
-    """Sizes that a decoder works with, and that Pillow does not tell from the header."""
+    """Yield sizes that a decoder works with, and that Pillow does not read from the header."""
     if picture.format == "JPEG2000":
         yield codestream_size(data)
     elif picture.format == "AVIF":
@@ -134,7 +134,7 @@ def _hidden_sizes(picture: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[i
 def _check_icon(data: bytes) -> None:
     """Raise HeaderRefused for an icon with a large picture.
 
-    Pillow decodes one when it opens the file, and the list of pictures need not say the true sizes.
+    Pillow decodes one when it opens the file, and the list of pictures may state wrong sizes.
     """
     count = int.from_bytes(data[4:6], "little")
     for entry in range(6, 6 + 16 * count, 16):
@@ -161,7 +161,7 @@ def _check_scans(data: bytes, name: str) -> None:
 
 
 def _count_scans(data: bytes) -> int:
-    """Scans of the first picture of a JPEG file, thumbnails in its metadata left out."""
+    """Return the scans of the first picture of a JPEG file, without thumbnails in its metadata."""
     scans, place = 0, 2
     while (marker := _MARKER.search(data, place)) is not None:
         kind, place = marker[0][-1], marker.end()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The placeholders of a prompt: which tokens stand for media, before and after expansion.
+"""The placeholders of a prompt: tokens that stand for media, before and after expansion.
 
 The chat template writes ``<|begin_of_image|><|image|><|end_of_image|>`` for a picture, and
 ``<|begin_of_video|><|video|><|end_of_video|>`` for a video; expansion replaces the middle token.
@@ -12,23 +12,23 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-TEXT = {
+PLACEHOLDER_TEXTS = {
     "image": "<|begin_of_image|><|image|><|end_of_image|>",
     "video": "<|begin_of_video|><|video|><|end_of_video|>",
 }
-"""What stands for a picture or a video in the text of a prompt."""
+"""The text in a prompt that stands for a picture or a video."""
 
 
 @dataclass(frozen=True)
 class Placeholder:
-    """How one kind of media shows in a prompt."""
+    """The placeholder of one kind of media in a prompt."""
 
     modality: str
     token_id: int
     """The token that stands for one item before expansion."""
 
     name: str
-    """What an item is called in messages."""
+    """Its name in messages."""
 
     @classmethod
     def image(cls, config: PretrainedConfig) -> Placeholder:
@@ -39,9 +39,10 @@ class Placeholder:
         return cls("video", config.video_token_id, "video")
 
     def check_count(self, prompt_ids: Sequence[int], num_items: int) -> None:
-        """
+        """Refuse an unexpanded prompt without exactly one placeholder for each item.
+
         Raises:
-            ValueError: the unexpanded prompt has not one placeholder for each item.
+            ValueError: Their numbers differ.
         """
         found = prompt_ids.count(self.token_id)
         if found != num_items:
@@ -55,7 +56,7 @@ class Placeholder:
 
 @dataclass(frozen=True)
 class Expansion:
-    """What placeholders become: token ids, of which ``embed_id`` is replaced by the vision tower.
+    """Expanded placeholders: token ids, where ``embed_id`` marks places of vision embeddings.
 
     The tokens of a video are those of pictures, as in transformers 5.5.4 ``Glm4vProcessor``.
     """
@@ -74,7 +75,7 @@ class Expansion:
     def video(
         self, seconds: Iterable[int], tokens_per_pair: int, encode: Callable[[str], list[int]]
     ) -> list[int]:
-        """A picture for each temporal pair, and behind it the second it is from, as digits."""
+        """Return a picture for each temporal pair, and behind it its second, as digits."""
         ids: list[int] = []
         for second in seconds:
             ids += [self.start_id, *self.picture(tokens_per_pair), self.end_id]

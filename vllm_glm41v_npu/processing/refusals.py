@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals of bad media in the one exception that vLLM's server takes calmly."""
+"""Refusals of bad media, and the one exception for them that vLLM's server answers well."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vllm.exceptions import VLLMValidationError
+
+
+class MediaRefused(ValueError):
+    """A file was not loaded; the message tells the caller why, and what to do."""
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise MediaRefused if a file has more bytes than the limit."""
+    if size > limit:
+        raise MediaRefused(
+            f"The file is larger than {limit >> 20} MiB, the most that this server loads. Send a "
+            "smaller one."
+        )
 
 
 @contextmanager

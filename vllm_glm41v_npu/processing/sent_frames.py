@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames that a client sends one by one in place of a file: ``data:video/jpeg;base64,...,...``."""
+"""Frames that a client sends one by one, not as a file: ``data:video/jpeg;base64,...,...``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vllm_glm41v_npu.processing.budget import Plan, check_alive
-from vllm_glm41v_npu.processing.fetching import decode_base64
+from vllm_glm41v_npu.processing.data_urls import decode_base64
 from vllm_glm41v_npu.processing.picture_file import plan_picture
-from vllm_glm41v_npu.processing.settings import SAMPLING_KEYS
+from vllm_glm41v_npu.processing.pixel_settings import SAMPLING_KEYS
 
 MEDIA_TYPE = "video/jpeg"
 MAX_PIXELS = 500_000_000
@@ -24,7 +24,7 @@ _WITHOUT_EFFECT = {"backend", "frame_recovery"}
 
 
 def plan_frames(text: str, media_io_kwargs: Mapping[str, Any]) -> Plan[Any]:
-    """Read the headers of frames in base64, with commas between them.
+    """Read the headers of frames in base64, separated by commas, and return the decoding's plan.
 
     Decoding gives the frames, uint8 RGB [frames, height, width, 3], and their metadata.
 
@@ -33,8 +33,8 @@ def plan_frames(text: str, media_io_kwargs: Mapping[str, Any]) -> Plan[Any]:
             frames; of more frames than ``num_frames`` the first ones are taken.
 
     Raises:
-        ValueError: frames that are no pictures, or not of one size, or too large together; an
-            unknown option.
+        ValueError: Frames are no pictures, differ in size, or are too large together; or an option
+            is unknown.
     """
     options = {key: value for key, value in media_io_kwargs.items() if value is not None}
     unknown = sorted(options.keys() - _WITHOUT_EFFECT - SAMPLING_KEYS - set(_METADATA_KEYS))
@@ -65,7 +65,7 @@ def plan_frames(text: str, media_io_kwargs: Mapping[str, Any]) -> Plan[Any]:
 
 
 def _decode(plans: Sequence[Plan[Image.Image]]) -> np.ndarray:
-    """The frames one by one, so that no two are held as pictures."""
+    """Decode the frames one by one, so that no two are held as pictures."""
     first = np.asarray(plans[0].decode())
     frames = np.empty((len(plans), *first.shape), np.uint8)
     frames[0] = first

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos: which frames, resized and cut into patches in uint8, one frame in memory at a time.
+"""Videos: frames selected, resized and cut into patches in uint8, one frame in memory at a time.
 
 Frames, seconds and grids are those of transformers 5.5.4 ``Glm4vVideoProcessor``, and so are the
 bytes before it rescales and normalises. Their order in a row differs: the two frames of a temporal
@@ -14,23 +14,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.logger import init_logger
 
-from vllm_glm41v_npu.processing.grid import PatchGeometry, smart_resize
-from vllm_glm41v_npu.processing.image import cut_patches, resize, to_tensor
-from vllm_glm41v_npu.processing.sampling import (
+from vllm_glm41v_npu.processing.frame_sampling import (
     FPS_WHERE_UNKNOWN,
     Timeline,
-    VideoSettings,
     pad_to_pairs,
     sample_frames,
 )
-from vllm_glm41v_npu.processing.settings import logger
+from vllm_glm41v_npu.processing.grid import PatchGeometry, smart_resize
+from vllm_glm41v_npu.processing.image import cut_patches, resize, to_tensor
 from vllm_glm41v_npu.processing.video_metadata import read_metadata
+from vllm_glm41v_npu.processing.video_settings import VideoSettings
+
+logger = init_logger(__name__)
 
 
 @dataclass(frozen=True)
 class ProcessedVideo:
-    """What the engine gets of a video.
+    """A video as the engine takes it.
 
     patches: uint8 [t * h * w, 2 * patch_size**2 * 3], columns (frame of the pair, y, x, channel),
         rows as a picture's, pair by pair.
@@ -47,8 +49,8 @@ class ProcessedVideo:
 class Selection:
     """The frames to take of a video.
 
-    ``frames_indices`` are counted in the clip, an even number. ``num_frames`` is what the size of
-    frames is worked out with.
+    ``frames_indices`` are counted in the clip; their number is even. ``num_frames`` is the number
+    that the size of frames is computed with.
     """
 
     frames_indices: list[int]
@@ -56,8 +58,11 @@ class Selection:
 
     @classmethod
     def of(cls, indices: Sequence[int], is_sampled: bool) -> Selection:
-        """transformers pads frames that it samples before it works out their size, and frames
-        that were sampled before after it. One frame is a still picture."""
+        """Return the selection of these indices, padded to pairs.
+
+        transformers pads frames that it samples before it computes their size, and frames that
+        were sampled earlier after it. One frame is a still picture.
+        """
         padded = pad_to_pairs(indices)
         return cls(padded, len(padded) if is_sampled else max(2, len(indices)))
 
@@ -72,10 +77,11 @@ def cut_video(
 ) -> ProcessedVideo:
     """Resize and cut ``frames``, RGB [height, width, 3], as they come.
 
-    They are those of ``selection``, in order; the last may be missing, and is repeated.
+    They are the frames of ``selection``, in order; where the last are missing, the one before is
+    repeated.
 
     Raises:
-        ValueError: no frame, or a size that `smart_resize` refuses.
+        ValueError: There is no frame, or `smart_resize` refuses the size.
     """
     pairs = len(selection.frames_indices) // geometry.temporal_patch_size
     cutter: _Cutter | None = None
@@ -101,7 +107,7 @@ def cut_video(
 
 
 class _Cutter:
-    """Writes frames of any size where they belong in the patches of a video."""
+    """Writes frames of any size to their place in the patches of a video."""
 
     def __init__(self, geometry: PatchGeometry, size: tuple[int, int], pairs: int) -> None:
         self.geometry = geometry
@@ -110,7 +116,7 @@ class _Cutter:
         self.patches = torch.empty(pairs, h * w, geometry.video_row_size, dtype=torch.uint8)
 
     def place(self, index: int) -> torch.Tensor:
-        """Where frame ``index`` goes: [h * w, patch_size**2 * 3]."""
+        """Return the place of frame ``index``: [h * w, patch_size**2 * 3]."""
         pair, slice_ = divmod(index, self.geometry.temporal_patch_size)
         row_size = self.geometry.row_size
         return self.patches[pair, :, slice_ * row_size : (slice_ + 1) * row_size]
@@ -126,15 +132,15 @@ class _Cutter:
 class DecodedVideo(tuple):
     """Frames in memory: a whole clip, or frames that were sampled from one before.
 
-    A tuple of the frames and what is known of them, because vLLM hashes tuples by their parts.
+    A tuple of the frames and their facts, because vLLM hashes tuples by their parts.
 
     Args:
         frames: uint8 RGB [frames, height, width, 3].
         metadata: see `read_metadata`; any key may be missing or None.
-        name: what messages call the video.
+        name: the name of the video in messages.
 
     Raises:
-        ValueError: metadata out of range, or not of these frames.
+        ValueError: Metadata is out of range, or not of these frames.
     """
 
     options: Mapping[str, object] = {}
@@ -164,16 +170,17 @@ class DecodedVideo(tuple):
         return video
 
     def process(self, settings: VideoSettings, geometry: PatchGeometry) -> ProcessedVideo:
-        """
+        """Sample, resize and cut the frames.
+
         Raises:
-            ValueError: frames that cannot be sampled, or too many of them.
+            ValueError: They cannot be sampled, or are too many.
         """
         selection, places = self._select(settings)
         frames = (self.frames[place] for place in places)
         return cut_video(frames, selection, self.timeline, settings, geometry, self.name)
 
     def _select(self, settings: VideoSettings) -> tuple[Selection, Sequence[int]]:
-        """What to take, and where in `frames` it is."""
+        """Return the frames to take, and their places in `frames`."""
         if self._is_sampled(settings):
             indices = sample_frames(self.timeline, settings, self.name)
             return Selection.of(indices, True), indices
@@ -203,9 +210,10 @@ class DecodedVideo(tuple):
 
 
 def check_count(count: int, settings: VideoSettings, name: str) -> None:
-    """
+    """Refuse more frames than ``settings`` allow, where none is to be left out.
+
     Raises:
-        ValueError: more frames than ``settings`` allow, and none of them to be left out.
+        ValueError: There are more.
     """
     if count > settings.frame_limit:
         raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata of frames in memory: how long their clip is, and where in it each frame is."""
+"""Metadata of frames in memory: the length of their clip, and the place of each frame in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vllm_glm41v_npu.processing.sampling import FPS_WHERE_UNKNOWN, Timeline
+from vllm_glm41v_npu.processing.frame_sampling import FPS_WHERE_UNKNOWN, Timeline
 
 _RANGES = {
     "fps": (1e-6, 1e6, "above 0, at least 0.000001, and at most 1,000,000 frames a second"),
@@ -22,16 +22,16 @@ _MOST_FRAMES = 10**9
 def read_metadata(
     metadata: Mapping[str, Any], num_frames: int, name: str
 ) -> tuple[Timeline, list[int], bool | None]:
-    """The clip's timeline, the place in it of each frame, and ``do_sample_frames``.
+    """Return the clip's timeline, the place in it of each frame, and ``do_sample_frames``.
 
     Args:
         metadata: ``fps``, ``total_num_frames``, ``duration``, ``frames_indices`` and
             ``do_sample_frames``, as vLLM's loaders, transformers' ``VideoMetadata`` and
             qwen_vl_utils give them. Numbers may be Python's, numpy's, fractions, or tensors.
-        num_frames: the frames at hand.
+        num_frames: the number of frames in memory.
 
     Raises:
-        ValueError: numbers out of range, or not of these frames.
+        ValueError: Numbers are out of range, or not of these frames.
     """
     total = _plain(metadata.get("total_num_frames", num_frames))
     if isinstance(total, float) and total.is_integer():
@@ -57,7 +57,7 @@ def read_metadata(
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy, torch or fractions as Python's own; anything else as it is."""
+    """Return a number of numpy, torch or fractions as Python's own; anything else as it is."""
     if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)):

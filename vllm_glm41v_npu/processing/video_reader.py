@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A video file in memory, read by FFmpeg (PyAV): its header, its times, its frames one by one.
 
-FFmpeg is told the format, and is given the bytes at hand and nothing else: no file, no socket. All
-frames are in the order in which they are shown, as players show them: turned and mirrored as the
-file says. Their bytes are those of OpenCV, which transformers reads videos with.
+FFmpeg is told the format, and gets these bytes and nothing else: no file, no socket. Frames come in
+the order in which players show them, turned and mirrored as the file says. Their bytes are those of
+OpenCV, which transformers reads videos with.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from vllm_glm41v_npu.processing.containers import FORMATS
 from vllm_glm41v_npu.processing.decode_time import DecodeTime, Source, TooMuchWork
 
 MAX_FRAMES = 500_000
-"""Frames of a file, over 4 hours at 30 a second; more are a day's work for the decoder."""
-_MOST_ERRORS = 1000  # packets in a row of which nothing can be decoded
-_LARGE_FRAME = 3840 * 2160  # of more pixels, no two are decoded side by side
+"""The most frames of a file, over 4 hours at 30 a second; more take the decoder a day."""
+_MOST_ERRORS = 1000  # packets in a row that cannot be decoded
+_LARGE_FRAME = 3840 * 2160  # larger frames are not decoded side by side
 _READ_SIZE = 1 << 16  # bytes that FFmpeg asks for at a time
 _SAME_TIME = 1e-6  # seconds
 
@@ -32,13 +32,13 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """The facts that a file tells before anything is decoded.
+    """The facts in a file's header, before anything is decoded.
 
     codec: FFmpeg's name of the coding.
     width, height: pixels of a frame as it is stored.
-    fps: frames a second, or 0 where it does not say.
-    frames: their number, or 0 where it does not say.
-    seconds: how long it lasts, or 0 where it does not say.
+    fps: frames a second, or 0 where it is not stated.
+    frames: their number, or 0 where it is not stated.
+    seconds: the length, or 0 where it is not stated.
     """
 
     codec: str
@@ -51,11 +51,11 @@ class Header:
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """Times of frames by their packets.
+    """The times of frames, by their packets.
 
     count: number of frames.
     start: the second of the first one.
-    seconds: of each from there, ascending; empty where the file has no times (raw H.264).
+    seconds: the second of each from there, ascending; empty where the file has none (raw H.264).
     """
 
     count: int
@@ -69,11 +69,11 @@ class VideoReader:
     Args:
         data: the file.
         demuxer: one of `FORMATS`.
-        max_pixels: of a frame, which the decoder itself holds to.
+        max_pixels: the most of a frame; the decoder itself keeps to it.
 
     Raises:
-        DecodeError: it cannot be opened, or has no video that can be decoded here.
-        TooMuchWork: opening it took too long. Later steps raise it, too.
+        DecodeError: It cannot be opened, or has no video that can be decoded here.
+        TooMuchWork: Opening it took too long. Later steps raise it, too.
     """
 
     def __init__(self, data: bytes, demuxer: str, max_pixels: int) -> None:
@@ -115,7 +115,7 @@ class VideoReader:
         self._container.close()
 
     def _find_stream(self) -> Any:
-        """The video, but no cover picture of a song."""
+        """Return the stream of the video; a cover picture of a song is none."""
         streams = self._container.streams.video
         moving = [stream for stream in streams if not stream.disposition & _cover_picture()]
         if not moving:
@@ -136,10 +136,10 @@ class VideoReader:
         return Header(codec, stream.width, stream.height, fps, frames, seconds)
 
     def times(self) -> FrameTimes:
-        """When each frame is shown, without decoding any.
+        """Return the time of each frame, without decoding any.
 
         Raises:
-            TooMuchWork: more than `MAX_FRAMES`.
+            TooMuchWork: There are more than `MAX_FRAMES`.
         """
         count, marks = 0, []
         for packet in self._packets():
@@ -163,14 +163,14 @@ class VideoReader:
     ) -> Iterator[np.ndarray]:
         """Decode the frames ``wanted``, ascending indices, until the file ends.
 
-        Frames are told by their ``times`` where given, else they are counted.
+        Frames are found by their ``times`` where given, else they are counted.
 
         Yields:
             uint8 RGB [height, width, 3].
         """
         rest = iter(wanted)
         following = next(rest, None)
-        picture = _Picture()
+        picture = _Converter()
         for count, frame in enumerate(self._decoded()):
             if following is None:
                 return
@@ -186,7 +186,7 @@ class VideoReader:
         return bisect_left(times.seconds, second - _SAME_TIME)
 
     def _packets(self) -> Iterator[Any]:
-        """The packets until the file ends, or is too damaged to go on."""
+        """Yield the packets until the file ends, or is too damaged to go on."""
         error_kind = _pyav().error.FFmpegError
         packets = self._container.demux(self._stream)
         while True:
@@ -220,8 +220,8 @@ class VideoReader:
             yield from frames
 
 
-class _Picture:
-    """Makes RGB of decoded frames, with OpenCV's bytes: of more than 8 bits it makes BGR first."""
+class _Converter:
+    """Converts decoded frames to RGB as OpenCV does: frames of more than 8 bits by way of BGR."""
 
     def __init__(self) -> None:
         self._reformatter = _pyav().video.reformatter.VideoReformatter()
@@ -245,7 +245,7 @@ class _Picture:
 
 
 def upright(pixels: np.ndarray, matrix: Sequence[int] | None) -> np.ndarray:
-    """A frame as it is shown.
+    """Return a frame as players show it.
 
     Args:
         pixels: [height, width, 3].
@@ -282,7 +282,7 @@ def _pyav() -> Any:
         raise ValueError(
             "Videos are decoded by PyAV, which is not installed here: pip install av."
         ) from error
-    # Left on, as torchvision leaves it, a decoder's thread that logs waits for Python's lock, and
-    # whoever closes the decoder holds that and waits for the thread: for ever.
+    # With logging on, as torchvision leaves it, closing a decoder can wait for ever: it holds
+    # Python's lock and waits for a thread that logs, which waits for the lock.
     av.logging.set_level(None)
     return av

@@ -1,88 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When vLLM learns that a checkpoint is in msModelSlim's format, and that it is sound.
+"""Recognises a checkpoint in msModelSlim's format, and checks it before it is loaded.
 
-vLLM asks a model for its own checks of the configuration, once before it looks at
-`--quantization`, and once before any process loads weights. Both are used on every backend.
+`recognise` is called before vLLM looks at `--quantization`, `check` before any process loads
+weights; `plugin` puts both into the settings checks, on every backend.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_glm41v_npu.backends import Backend
-from vllm_glm41v_npu.checkpoint.description import (
-    DESCRIPTION,
-    METHOD,
-    Description,
-    DescriptionError,
-    find,
-)
-from vllm_glm41v_npu.checkpoint.folder import Checkpoint
-
-Expects = Callable[[Any], tuple[Mapping[str, tuple[int, ...]], Callable[[str], str]]]
-"""From a model's config: the shapes of a float checkpoint's tensors by their names in vLLM, and
-what gives that name for one on disk."""
+from vllm_glm41v_npu.checkpoint.description import METHOD, Description, is_described
+from vllm_glm41v_npu.checkpoint.folder import Checkpoint, local_folder
+from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
 
 WHOLE_FORMATS = ("auto", "hf", "safetensors")
 """Values of --load-format that read the checkpoint's own safetensors files."""
 
 SHARDED_FORMAT = "sharded_state"
-"""Its value that reads shards for each tensor-parallel rank."""
+"""The value that reads shards for each tensor-parallel rank."""
 
 SHARD_DTYPES = ("float16", "float32")
-"""What runs shards of W8A8SC, which is made for float16; float32 takes any scales."""
+"""Dtypes that run shards of W8A8SC, which is made for float16; float32 takes any scales."""
 
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
-@functools.cache
-def register_quantization(backend: Backend, architecture: str, expects: Expects) -> None:
-    """Let vLLM recognise and validate quantized checkpoints of this model, and run them on a CPU.
-
-    Args:
-        backend: What computes.
-        architecture: The model's name in vLLM's registry.
-        expects: What its checkpoints hold.
-    """
-    from vllm.model_executor.layers.quantization import register_quantization_config
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-
-    if backend.is_ascend:
-        import vllm_glm41v_npu.ascend.quant_config  # noqa: F401  registers itself
-    else:
-        from vllm_glm41v_npu.cpu.quant_config import AscendConfig
-
-        register_quantization_config(METHOD)(AscendConfig)
-    before = MODELS_CONFIG_MAP.get(architecture) or VerifyAndUpdateConfig
-
-    class QuantizationCheck(VerifyAndUpdateConfig):
-        @staticmethod
-        def verify_and_update_model_config(model_config: Any) -> None:
-            before.verify_and_update_model_config(model_config)
-            recognise(model_config)  # vllm-ascend does not know the form for MindIE
-
-        @staticmethod
-        def verify_and_update_config(vllm_config: Any) -> None:
-            before.verify_and_update_config(vllm_config)
-            check(vllm_config, backend, expects)
-
-    MODELS_CONFIG_MAP[architecture] = QuantizationCheck
-
-
 def recognise(model_config: Any) -> None:
     """Set `--quantization` where it was left out and the checkpoint has a description."""
-    if model_config.quantization is None and _described(model_config):
+    if model_config.quantization is not None:
+        return
+    if is_described(model_config.model, model_config.revision):
         model_config.quantization = METHOD
         logger.info("%s is in msModelSlim's format: quantization=%s.", model_config.model, METHOD)
 
 
-def check(vllm_config: Any, backend: Backend, expects: Expects) -> None:
-    """Validate the checkpoint, if it is in this format and about to be loaded from its own files.
+def check(vllm_config: Any, backend: Backend) -> None:
+    """Check the checkpoint, if it is in this format and about to be loaded from its own files.
 
     Raises:
         DescriptionError, CheckpointError, ShardError, ContainerError: It cannot be loaded.
@@ -90,13 +46,18 @@ def check(vllm_config: Any, backend: Backend, expects: Expects) -> None:
     model, load_format = vllm_config.model_config, vllm_config.load_config.load_format
     if model.quantization not in (None, METHOD):
         return
-    if load_format in WHOLE_FORMATS and _described(model):
-        _check_whole(vllm_config, backend, expects)
-    elif load_format == SHARDED_FORMAT and _described(model):
+    if load_format not in (*WHOLE_FORMATS, SHARDED_FORMAT):
+        return
+    if not is_described(model.model, model.revision):
+        return
+    if load_format in WHOLE_FORMATS:
+        _check_whole(vllm_config)
+    else:
         _check_shards(vllm_config, backend)
 
 
-def _check_whole(vllm_config: Any, backend: Backend, expects: Expects) -> None:
+def _check_whole(vllm_config: Any) -> None:
+    """Check a checkpoint whose layers every rank takes its share of."""
     from vllm_glm41v_npu.quant.validation import validate
 
     model = vllm_config.model_config
@@ -105,11 +66,13 @@ def _check_whole(vllm_config: Any, backend: Backend, expects: Expects) -> None:
     folder = local_folder(model.model, patterns, model.revision, download_dir)
     description = Description.read(folder)
     assert description is not None
-    shapes, rename = expects(model.hf_config)
-    validate(Checkpoint(folder), description, shapes, rename, _dtype(model))
+    shapes = checkpoint_shapes(model.hf_config)
+    validate(Checkpoint(folder), description, shapes, _dtype(model))
 
 
 def _check_shards(vllm_config: Any, backend: Backend) -> None:
+    """Check a checkpoint that has a set of files for each rank."""
+    from vllm_glm41v_npu.quant.w8a8sc.record import CANN
     from vllm_glm41v_npu.quant.w8a8sc.shards import ShardError, check_shards, verify_shard
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
@@ -132,56 +95,10 @@ def _check_shards(vllm_config: Any, backend: Backend) -> None:
             f"The scales in {folder} were made for float16, and the network is to run in "
             f"{_dtype(model)}. Start with --dtype float16, or on a CPU with --dtype float32."
         )
-    if backend.is_ascend:  # the CPU looks at the checksums when it decodes
+    if record.codec == CANN:  # the portable decoder looks at the checksums itself
         for rank in range(record.tp_size):
             verify_shard(folder, rank)
 
 
-def read_description(model: str, revision: str | None) -> tuple[Path, Description]:
-    """The folder of a checkpoint and its description, whichever form it has.
-
-    Raises:
-        DescriptionError: There is none, or it cannot be used.
-    """
-    folder = local_folder(model, ["*.json"], revision)
-    description = Description.read(folder)
-    if description is None:
-        raise DescriptionError(
-            f"--quantization {METHOD} needs {DESCRIPTION}, and {model} has none. Leave "
-            "--quantization out for a float checkpoint, or copy the file there."
-        )
-    return folder, description
-
-
 def _dtype(model_config: Any) -> str:
     return str(model_config.dtype).removeprefix("torch.")
-
-
-def _described(model_config: Any) -> bool:
-    """Whether the checkpoint has a description; of a hub model, only the plain one is found."""
-    if os.path.isdir(model_config.model):
-        return find(Path(model_config.model)) is not None
-
-    from vllm.transformers_utils.repo_utils import file_or_path_exists
-
-    return file_or_path_exists(model_config.model, DESCRIPTION, model_config.revision)
-
-
-def local_folder(
-    model: str,
-    patterns: Sequence[str],
-    revision: str | None = None,
-    download_dir: str | None = None,
-) -> Path:
-    """A checkpoint's folder; a hub model's files of these patterns are fetched if need be."""
-    if os.path.isdir(model):
-        return Path(model)
-
-    from vllm.model_executor.model_loader import weight_utils
-
-    found = weight_utils.maybe_download_from_modelscope(
-        model, revision, download_dir, allow_patterns=list(patterns)
-    )
-    if found is None:
-        found = weight_utils.download_weights_from_hf(model, download_dir, list(patterns), revision)
-    return Path(found)

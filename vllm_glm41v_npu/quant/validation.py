@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a quantized checkpoint is whole and fits its description, before it is loaded.
+"""Checks that a quantized checkpoint is whole and fits its description, before it is loaded.
 
-First the headers alone: every tensor there, of the dtype and shape that its type demands. Then
-the values that a wrong result would come from in silence: scales, offsets, and what fused layers
-share. Weights are not read.
+First the headers alone: every tensor is there, in the dtype and shape that its type demands. Then
+the values that would give wrong results without an error: scales, offsets, and what the parts of a
+fused layer share. Weights are not read.
 """
 
 from __future__ import annotations
@@ -21,18 +21,28 @@ from vllm_glm41v_npu.checkpoint.description import (
     DEQ_SCALE_DTYPES,
     FLOAT,
     FLOAT_ONLY,
-    FUSED,
     RULES,
     STATIC,
     Description,
     DescriptionError,
     unsupported,
 )
-from vllm_glm41v_npu.checkpoint.folder import FLOATS, WRAPPER, Checkpoint, Tensor
+from vllm_glm41v_npu.checkpoint.folder import FLOATS, Checkpoint, Tensor
+from vllm_glm41v_npu.checkpoint.names import (
+    DEQ_SCALE,
+    INPUT_OFFSET,
+    PER_TENSOR,
+    QUANT_BIAS,
+    WEIGHT_OFFSET,
+    fused_layer,
+    is_wrapped,
+    last_part,
+    layer_parts,
+    network_name,
+    split_name,
+)
+from vllm_glm41v_npu.checkpoint.shapes import Shape
 from vllm_glm41v_npu.quant.scales import float_scale
-
-SHARED = ("input_scale", "input_offset")
-"""What the parts of a fused layer must have in common: they take the same input."""
 
 LISTED = 5
 
@@ -44,18 +54,16 @@ class CheckpointError(ValueError):
 def validate(
     checkpoint: Checkpoint,
     description: Description,
-    shapes: Mapping[str, tuple[int, ...]],
-    rename: Callable[[str], str],
+    shapes: Mapping[str, Shape],
     dtype: str,
 ) -> None:
     """Check everything that can be checked without reading a weight.
 
     Args:
         checkpoint: Its folder.
-        description: Its description, with the names on disk.
-        shapes: What a float checkpoint holds: name in vLLM to shape on disk.
-        rename: From a name on disk to that in vLLM.
-        dtype: What the network is to run in.
+        description: Its description.
+        shapes: Those of a float checkpoint, as `shapes.checkpoint_shapes` returns them.
+        dtype: The network's, a name of torch's.
 
     Raises:
         CheckpointError: Something is missing, or not what its type demands.
@@ -64,37 +72,35 @@ def validate(
         raise CheckpointError(f"{checkpoint.folder / file} {trouble}. Copy it again.")
     if problem := unsupported(description):
         raise CheckpointError(f"{checkpoint.folder}: {problem}")
-    tensors = Tensors(checkpoint, description, rename)
+    tensors = Tensors(checkpoint, description)
     for check in (_types(description), _tensors(tensors, shapes), _dtype(tensors, dtype)):
         _raise_for(check)
     _raise_for(_values(tensors))
 
 
 class Tensors:
-    """The checkpoint's tensors by their names in vLLM.
+    """The checkpoint's tensors by their names in the network.
 
-    names: name in vLLM to that on disk.
-    headers: name in vLLM to dtype, shape and file.
-    description: with names in vLLM.
+    names: name in the network to that on disk.
+    headers: name in the network to dtype, shape and file.
+    description: the checkpoint's.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, description: Description, rename: Callable[[str], str]
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, description: Description) -> None:
         self.folder = checkpoint.folder
         # Of a norm that is there twice, the wrapped one is loaded.
-        on_disk = sorted(checkpoint.tensors, key=lambda name: WRAPPER in name)
-        self.headers = {rename(name): checkpoint.tensors[name] for name in on_disk}
-        self.names = {rename(name): name for name in (*description.types, *on_disk)}
-        self.description = description.renamed(rename)
+        on_disk = {network_name(name): name for name in sorted(checkpoint.tensors, key=is_wrapped)}
+        self.headers = {name: checkpoint.tensors[there] for name, there in on_disk.items()}
+        self.names = {**description.disk_names, **on_disk}
+        self.description = description
 
     def called(self, name: str) -> str:
-        """A tensor for messages: as on disk, with its file if it is there."""
+        """Return a tensor's name for messages: as on disk, with its file if it is there."""
         on_disk = repr(self.names.get(name, name))
         return f"{on_disk} in {self.headers[name].file}" if name in self.headers else on_disk
 
     def wrong(self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[str]:
-        """What is wrong with a tensor that must be there."""
+        """Yield what is wrong with a tensor that must be there."""
         header = self.headers.get(name)
         if header is None:
             if name not in self.description.types:  # else it is named already
@@ -105,10 +111,11 @@ class Tensors:
             yield f"{self.called(name)} has shape {list(header.shape)}, not {list(shape)}"
 
     def layers(self) -> Iterator[tuple[str, str]]:
-        """Name in vLLM and type of each quantized weight's layer, as on disk."""
+        """Yield the name and the type of each quantized layer, before parts are fused."""
         for name, kind in self.description.types.items():
-            if name.endswith(".weight") and kind in RULES:
-                yield name.removesuffix(".weight"), kind
+            layer, suffix = split_name(name)
+            if suffix == "weight" and kind in RULES:
+                yield layer, kind
 
 
 def _raise_for(problems: Iterator[str]) -> None:
@@ -122,7 +129,8 @@ def _raise_for(problems: Iterator[str]) -> None:
 
 
 def _types(description: Description) -> Iterator[str]:
-    for name, kind in description.types.items():
+    """Yield the tensors of a type that only shards have."""
+    for name, kind in description.on_disk.items():
         if kind == COMPRESSED:
             yield (
                 f"{description.file} gives {name!r} the type {kind}, which is only in shards for "
@@ -131,12 +139,12 @@ def _types(description: Description) -> Iterator[str]:
 
 
 def _tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """Presence, dtypes and shapes."""
+    """Yield tensors that are missing, or of a wrong dtype or shape."""
     described = tensors.description.types
     for name in sorted(described.keys() - tensors.headers.keys()):
         yield f"{tensors.description.file} names {tensors.called(name)}, which is in no file"
     for name, shape in shapes.items():
-        layer, _, suffix = name.rpartition(".")
+        layer, suffix = split_name(name)
         kind = described.get(f"{layer}.weight", described.get(name))
         if kind is None:
             yield f"{tensors.description.file} has no type for {tensors.called(name)}"
@@ -147,36 +155,29 @@ def _tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
 
 
 def _quantized(tensors: Tensors, layer: str, kind: str, shape: tuple[int, ...]) -> Iterator[str]:
-    """One quantized weight of `shape`, and what belongs to it."""
+    """Yield what is wrong with a quantized layer, whose weight has the shape `shape` in float."""
     weight = f"{layer}.weight"
-    if len(shape) != 2 or layer.rpartition(".")[2] in FLOAT_ONLY:
+    if len(shape) != 2 or last_part(layer) in FLOAT_ONLY:
         yield f"{tensors.called(weight)} is {kind}; it must be {FLOAT}, as nothing computes it so"
         return
     for suffix, rule in RULES[kind].items():
         name = f"{layer}.{suffix}"
         if rule.required or name in tensors.headers:
             yield from tensors.wrong(name, rule.dtypes, rule.sizes(*shape))
-    for fused in _fused(layer):
+    fused = fused_layer(layer)
+    if fused != layer and layer == layer_parts(fused)[0]:  # the first part speaks for all
         try:
             tensors.description.layer_type(fused)
         except DescriptionError as error:
             yield str(error)
 
 
-def _fused(part: str) -> Iterator[str]:
-    """The layer that `part` is the first part of, if it is one."""
-    parent, _, name = part.rpartition(".")
-    for fused, parts in FUSED.items():
-        if name == parts[0]:
-            yield f"{parent}.{fused}"
-
-
 def _dtype(tensors: Tensors, dtype: str) -> Iterator[str]:
-    """Whether the scales were made for the dtype to run in; float32 takes either."""
+    """Check that the scales were made for the dtype to run in; float32 takes either."""
     scales: dict[str, str] = {}  # dtype that it was made for: one such tensor
     for layer, kind in tensors.layers():
         if kind in STATIC:
-            name = f"{layer}.deq_scale"
+            name = f"{layer}.{DEQ_SCALE}"
             scales.setdefault(DEQ_SCALE_DTYPES[tensors.headers[name].dtype], name)
     if len(scales) > 1:
         listed = ", ".join(f"{tensors.called(name)} for {made}" for made, name in scales.items())
@@ -190,29 +191,27 @@ def _dtype(tensors: Tensors, dtype: str) -> Iterator[str]:
 
 
 def _values(tensors: Tensors) -> Iterator[str]:
-    """Scales, offsets, and what fused layers share."""
+    """Yield wrong scales and offsets, and values that differ between parts of a fused layer."""
     with ExitStack() as stack:
         read = _reader(tensors, stack)
         shared: dict[str, dict[str, float]] = defaultdict(dict)
         for layer, kind in tensors.layers():
-            for suffix in RULES[kind].keys() - {"weight", "bias", "quant_bias"}:
+            for suffix in RULES[kind].keys() - {"weight", "bias", QUANT_BIAS}:
                 name = f"{layer}.{suffix}"
                 if name not in tensors.headers:
                     continue
                 value = read(name)
                 yield from (f"{tensors.called(name)} {trouble}" for trouble in _bad(suffix, value))
-                if suffix in SHARED:
-                    parent, _, part = layer.rpartition(".")
-                    fused = next((key for key, parts in FUSED.items() if part in parts), part)
-                    shared[f"{parent}.{fused}.{suffix}"][name] = value.item()
+                if suffix in PER_TENSOR:  # parts of a fused layer take the same input
+                    shared[f"{fused_layer(layer)}.{suffix}"][name] = value.item()
         for name, values in shared.items():
             if len(set(values.values())) > 1:
                 listed = ", ".join(f"{tensors.called(one)} {x:.8g}" for one, x in values.items())
-                yield f"the parts of {name.rpartition('.')[0]} take one input, but differ: {listed}"
+                yield f"the parts of {split_name(name)[0]} take one input, but differ: {listed}"
 
 
 def _reader(tensors: Tensors, stack: ExitStack) -> Callable[[str], torch.Tensor]:
-    """What reads one tensor, as float32 or an integer."""
+    """Return a function that reads one tensor as float32."""
     files: dict[str, safe_open] = {}
 
     def read(name: str) -> torch.Tensor:
@@ -227,13 +226,13 @@ def _reader(tensors: Tensors, stack: ExitStack) -> Callable[[str], torch.Tensor]
 
 
 def _bad(suffix: str, value: torch.Tensor) -> Iterator[str]:
-    """What is wrong with a scale or an offset, read as float32."""
+    """Yield what is wrong with a scale or an offset, read as float32."""
     if suffix.endswith("scale"):
         bad = ~(value.isfinite() & (value > 0))
         if bad.any():
             found = value[bad][0].item()
             yield f"holds {found:.6g} ({int(bad.sum())} such); finite positive scales are needed"
-    elif suffix == "weight_offset" and value.any():
+    elif suffix == WEIGHT_OFFSET and value.any():
         yield "is not zero; weights quantized symmetrically are needed"
-    elif suffix == "input_offset" and not (value.round() == value.clamp(-128, 127)).all():
+    elif suffix == INPUT_OFFSET and not (value.round() == value.clamp(-128, 127)).all():
         yield f"is {value.flatten()[0].item():.6g}; a whole number from -128 to 127 is needed"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What serving this model needs beside vLLM: its reasoning parser, MindIE's route, boxes."""
+"""Additions to vLLM's server for this model: reasoning parser, MindIE's routes, guard, boxes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parser of a served answer: thinking, content and calls of tools, whole and streamed alike."""
+"""The parser of a served answer: thinking, content and tool calls, whole or in a stream."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ NAMED = (ToolChoiceFunction, ChatCompletionNamedToolChoiceParam)
 class Glm41vParser(DelegatingParser):
     """Parses one request's answers, with the reasoning parser `glm41v` or without any.
 
-    vLLM's own parser lets go of an answer that should call a tool and does not, and asks a
-    reasoning parser nothing once the thinking has ended, so that tags stay and tools are not
-    called in a stream. Without a reasoning parser only the `</answer>` is removed whose `<answer>`
-    is in the prompt, as thinking is switched off.
+    vLLM's own parser drops an answer that should call a tool and does not, and does not use the
+    reasoning parser once the thinking has ended, so that tags stay and tools are not called in a
+    stream. Without a reasoning parser only one tag is removed: the `</answer>` whose `<answer>` is
+    in the prompt, where thinking is switched off.
     """
 
     def __init__(self, tokenizer: Any, tools: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -57,7 +57,7 @@ class Glm41vParser(DelegatingParser):
     def extract_reasoning(
         self, model_output: str, request: Request
     ) -> tuple[str | None, str | None]:
-        """(reasoning, content); what is empty or not wanted is None."""
+        """Return (reasoning, content); a part that is empty or not wanted is None."""
         if self._reasoning_parser is not None:
             reasoning, content = super().extract_reasoning(model_output, request)
             return reasoning if self._wants_reasoning(request) else None, content
@@ -68,7 +68,7 @@ class Glm41vParser(DelegatingParser):
     def parse(
         self, model_output: str, request: Request, enable_auto_tools: bool = False
     ) -> tuple[str | None, str | None, list[FunctionCall] | None]:
-        """(reasoning, content, calls of tools) of one of the request's answers.
+        """Return (reasoning, content, tool calls) of one of the request's answers.
 
         Where a tool had to be called and none was, the request is told that none had to be: vLLM
         shows the content of an answer only then.
@@ -107,7 +107,7 @@ class Glm41vParser(DelegatingParser):
         *,
         finished: bool,
     ) -> DeltaMessage | None:
-        """The message that a piece of the answer settles; `finished` with the last piece."""
+        """Return the message that a piece of the answer settles; `finished` with the last piece."""
         if not self._prompt_seen and prompt_token_ids is not None:
             self._prompt_seen = True
             self.is_reasoning_end(prompt_token_ids)  # where the stream begins
@@ -119,7 +119,7 @@ class Glm41vParser(DelegatingParser):
         return message
 
     def _split_delta(self, text: str, token_ids: Sequence[int], finished: bool) -> tuple[str, str]:
-        """(reasoning, content) that `text` settles."""
+        """Return the (reasoning, content) that `text` settles."""
         if isinstance(self._reasoning_parser, Glm41vReasoningParser):
             parser = self._reasoning_parser
             deltas = [parser.extract_reasoning_streaming("", "", text, (), (), token_ids)]
@@ -134,7 +134,7 @@ class Glm41vParser(DelegatingParser):
     def _content_delta(
         self, content: str, token_ids: list[int], request: Request, finished: bool
     ) -> DeltaMessage | None:
-        """Content, or the calls of tools that are in it."""
+        """Return a message of content or of the tool calls in it; None where nothing is settled."""
         if self._tool_parser is None or request.tool_choice == "none":
             bare = self._reasoning_parser is None and self._splitter is None
             # As without a parser, a token without text may bring its probability.
@@ -169,7 +169,7 @@ class Glm41vParser(DelegatingParser):
     def _tools_delta(
         self, content: str, token_ids: list[int], request: Request, finished: bool
     ) -> DeltaMessage | None:
-        """The message that vLLM's parser of tools makes of it."""
+        """Return the message that vLLM's parser of tools makes of the content."""
         state = self._stream_state
         text, ids = state.previous_text + content, state.previous_token_ids + token_ids
         message, state.function_name_returned = self._extract_tool_calls_streaming(
@@ -194,7 +194,7 @@ class Glm41vParser(DelegatingParser):
     # Of the request
 
     def _reads_json(self, request: Request) -> bool:
-        """Whether the answer is bound to be a list of calls in vLLM's own form."""
+        """Return True where the grammar makes the answer a list of calls in vLLM's own form."""
         parser = self._tool_parser
         own_form = parser is None or parser.supports_required_and_named
         return request.tool_choice == "required" and own_form
@@ -209,7 +209,7 @@ def _has_to_call(request: Request) -> bool:
 
 
 def answer_parser(parser: type[Parser] | None) -> type[Parser]:
-    """The class of parsers to use in place of `parser`, which vLLM composed.
+    """Return the class of parsers to use in place of `parser`, which vLLM composed.
 
     Another reasoning parser than `glm41v` stays as it is.
     """

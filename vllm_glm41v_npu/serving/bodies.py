@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of a request's body: its bytes, and how many values its JSON can hold.
+"""Limits on a request's body: its bytes, and the number of values in its JSON.
 
-Both are counted while the body arrives, so that nothing is held or parsed beyond them.
+Both are counted while the body arrives, so that nothing beyond them is held or parsed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Iterable
 
-from vllm_glm41v_npu.processing.limits import mebibytes
+from vllm_glm41v_npu.processing.limits import MAX_FILE_MB, max_file_bytes, mebibytes
+from vllm_glm41v_npu.serving.asgi import Message, Receive
 
 MAX_BODY_VARIABLE = "VLLM_GLM41V_NPU_MAX_BODY_MB"
 """The environment variable for the largest body, in MiB."""
@@ -23,10 +23,18 @@ MAX_VALUES = 1 << 18
 MAX_OBJECTS = 1 << 14
 """The most objects of a JSON body: vLLM reports each wrong one, 15 errors each, before all else."""
 OBJECTS = (b'{"', b"{}", b"{ ", b"{\n", b"{\r", b"{\t")
-"""How an object begins; in a text, a quote is escaped."""
+"""Beginnings of an object; within a text, a quote is escaped."""
 
 DRAINED = 2 << 30
 """Bytes of a refused body that are read and dropped, before the refusal is sent."""
+
+
+VALUES_COUNTED = "vllm_glm41v_npu.values_counted"
+"""A key of a scope, set by a middleware that counts the values of its JSON: once is enough."""
+
+
+class ClientGone(Exception):
+    """The client left before its body was whole."""
 
 
 class TooLarge(Exception):
@@ -38,9 +46,9 @@ class TooManyValues(TooLarge):
 
 
 def max_body_bytes() -> int:
-    """The largest body of any route, in bytes.
+    """Return the largest body of any route, in bytes.
 
-    It is what the variable says, or the largest picture or video that may be loaded, in base64
+    It is the variable's number, or the largest picture or video that may be loaded, in base64
     beside some text.
 
     Raises:
@@ -48,12 +56,35 @@ def max_body_bytes() -> int:
     """
     if os.environ.get(MAX_BODY_VARIABLE):
         return mebibytes(MAX_BODY_VARIABLE, 1)
-    from vllm_glm41v_npu.processing.fetching import MAX_MEGABYTES, max_bytes
-
-    return max(map(max_bytes, MAX_MEGABYTES)) * 4 // 3 + TEXT_BYTES
+    return max(map(max_file_bytes, MAX_FILE_MB)) * 4 // 3 + TEXT_BYTES
 
 
-async def drain(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+async def read_body(scope: Message, receive: Receive, most: int) -> bytes:
+    """Return a JSON request's body of at most `most` bytes.
+
+    Raises:
+        TooLarge: It has more bytes, or too many values; the rest was read and dropped.
+        ClientGone: The client left before its body was whole.
+    """
+    data, more = bytearray(), True
+    try:
+        count = BodyCount(scope["headers"], most, is_json=not scope.get(VALUES_COUNTED))
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            more = message.get("more_body", False)
+            count.add(message.get("body", b""))
+            data += message.get("body", b"")
+    except TooLarge:
+        data.clear()
+        if more:
+            await drain(receive)
+        raise
+    return bytes(data)
+
+
+async def drain(receive: Receive) -> None:
     """Read the rest of a body and hold none of it.
 
     A client that is still sending may not read an answer, and finds the connection closed instead.
@@ -86,7 +117,7 @@ class BodyCount:
         if is_json is None:  # a file's bytes are none
             kind = found.get(b"content-type", b"").strip().lower()
             is_json = not kind.startswith(b"multipart")
-        self._is_json = is_json
+        self.is_json = is_json
         announced = found.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > most:
             raise TooLarge(self._size_message())
@@ -100,7 +131,7 @@ class BodyCount:
         self._bytes += len(data)
         if self._bytes > self._most:
             raise TooLarge(self._size_message())
-        if self._is_json:  # commas and brackets of texts count too: no prompt has so many
+        if self.is_json:  # commas and brackets of texts count too: no prompt has so many
             braces = data.count(b"{")
             self._values += data.count(b",") + braces + data.count(b"[")
             if braces:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures, videos and texts of a message, in any form that clients use, put into a route's own.
+"""Parts of a message (pictures, videos, texts) in the forms of clients, put into a route's form.
 
 Clients write a picture as `{"type": "image_url", "image_url": {"url": ...}}` or with a plain
 string, as `{"type": "image", "image": ...}` like transformers, as `input_image` like OpenAI's
@@ -45,20 +45,20 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 def shown(value: Any) -> str:
-    """A value for a sentence, not too long, however long or deep it is."""
+    """Return a value shortened for a sentence, however long or deep it is."""
     text = _SHORT.repr(value)
     return text if len(text) <= 90 else f"{text[:70]}..."
 
 
 def refuse(sentence: str) -> VLLMValidationError:
-    """The refusal that vLLM answers with 400, without a traceback."""
+    """Return the refusal that vLLM answers with 400, without a traceback."""
     return VLLMValidationError(sentence)
 
 
 def for_chat(path: str, part: Any, role: str = "user") -> Part:
-    """A part in the form of /v1/chat/completions, /tokenize and all that render a chat.
+    """Return a part in the form of /v1/chat/completions, /tokenize and all that render a chat.
 
-    Raises VLLMValidationError about a part that holds nothing that the model could be shown.
+    Raises VLLMValidationError about a part without text, picture or video.
     """
     if isinstance(part, str):
         return {"type": "text", "text": part}
@@ -77,7 +77,7 @@ def for_chat(path: str, part: Any, role: str = "user") -> Part:
 
 
 def for_responses(path: str, part: Any, role: str = "user") -> Part:
-    """A part in the form of /v1/responses, which takes no videos."""
+    """Return a part in the form of /v1/responses, which takes no videos."""
     texts = "output_text" if role == "assistant" else "input_text"
     if isinstance(part, str):
         return {"type": texts, "text": part}
@@ -91,7 +91,7 @@ def for_responses(path: str, part: Any, role: str = "user") -> Part:
 
 
 def for_messages(path: str, part: Any, role: str = "user") -> Part:
-    """A part in the form of Anthropic's /v1/messages, which takes no videos."""
+    """Return a part in the form of Anthropic's /v1/messages, which takes no videos."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = _kind(path, part)
@@ -104,7 +104,7 @@ def for_messages(path: str, part: Any, role: str = "user") -> Part:
 
 
 def _kind(path: str, part: Any) -> str:
-    """The type that a part says, or that its keys tell."""
+    """Return the type of a part, which it says or its keys tell."""
     if not isinstance(part, Mapping):
         raise refuse(f"{path} is {shown(part)}; expected an object with a type, or text.")
     kind = part.get("type")
@@ -153,7 +153,7 @@ def _check_embeddings(path: str, value: Any) -> None:
 
 
 def _is_known_by_uuid(part: Mapping[str, Any], medium: str) -> bool:
-    """Whether a part names a medium that was sent before, and brings none."""
+    """Return True where a part names a medium that was sent before, and brings none."""
     return part.get("uuid") is not None and part.get(f"{medium}_url") is None
 
 
@@ -166,7 +166,7 @@ def _text(path: str, part: Mapping[str, Any], key: str) -> str:
 
 
 def _url(path: str, part: Mapping[str, Any], medium: str) -> str:
-    """The URL of a part's medium, whatever key it is under."""
+    """Return the URL of a part's medium, whatever key it is under."""
     keys = (f"{medium}_url", medium, "url", "source")
     key = next((key for key in keys if part.get(key) is not None), None)
     if key is None:

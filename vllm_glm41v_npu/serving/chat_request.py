@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The body of a request to one of vLLM's routes, before vLLM validates it.
 
-What vLLM would refuse in a hundred lines, or not understand, is refused here in a sentence; what it
-would ignore is put into words that it knows.
+A body that vLLM would refuse in a hundred lines, or misread, is refused here in a sentence; fields
+that it would ignore are put into a form that it knows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vllm_glm41v_npu.serving.answer_parser import INCLUDE_REASONING
+from vllm_glm41v_npu.serving.asgi import BATCH, CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from vllm_glm41v_npu.serving.chat_parts import (
     Form,
     for_chat,
@@ -27,12 +28,10 @@ from vllm_glm41v_npu.serving.thinking_switch import (
 )
 
 KWARGS = "chat_template_kwargs"
-MESSAGES, RESPONSES, BATCH = "/v1/messages", "/v1/responses", "/v1/chat/completions/batch"
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EXAMPLE = '{"role": "user", "content": "..."}'
 
 ITEMS = ("function_call", "function_call_output", "reasoning")
-"""Items of /v1/responses that are no messages, and that vLLM 0.23.0 makes messages of."""
+"""Items of /v1/responses that are no messages, and that vLLM 0.23.0 turns into messages."""
 
 OBJECTS = (
     "response_format",
@@ -45,16 +44,16 @@ OBJECTS = (
     "reasoning",
 )
 INTEGERS = ("top_logprobs", "prompt_logprobs")
-"""Fields that vLLM 0.23.0 looks into before it has looked whether they are what they should be."""
+"""Fields that vLLM 0.23.0 uses before it has checked their type."""
 
 BUDGET = "thinking_token_budget"
-"""A number that the engine takes in 32 bits, and vLLM 0.23.0 does not hold to that."""
+"""A number that has 32 bits in the engine, which vLLM 0.23.0 does not check."""
 
 TO_THE_ENGINE = ("stop_token_ids", "vllm_xargs", "kv_transfer_params", "ec_transfer_params")
 """Fields that go to the engine as they are: numbers of over 64 bits are 500 in vLLM 0.23.0."""
 
 WORDS, MOST_WORDS = ("bad_words", "stop"), 256
-"""Lists whose words vLLM 0.23.0 tokenizes, or looks for, on the event loop: 10,000 take 11 s."""
+"""Lists of words that vLLM 0.23.0 handles on the event loop, where 10,000 take 11 s."""
 
 
 def prepare(path: str, body: Any) -> None:
@@ -145,7 +144,7 @@ def _form(path: str) -> Form:
 
 
 def _conversations(path: str, body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(name, messages) of each; a field that is not there is left to vLLM."""
+    """Yield (name, messages) of each conversation; a field that is not there is left to vLLM."""
     if path == RESPONSES:
         if "input" in body and not isinstance(body["input"], str):
             yield "input", body["input"]
@@ -184,7 +183,7 @@ def _check_message(name: str, message: Any) -> None:
 
 
 def _check_item(name: str, item: Mapping[str, Any]) -> None:
-    """Check an item of /v1/responses: what a tool was asked and said, and the like."""
+    """Check an item of /v1/responses that is no message, such as a call of a tool."""
     if not item.get("role") and item["type"] not in ITEMS:
         raise refuse(
             f"{name} is of type {shown(item['type'])}; expected a message like {EXAMPLE}, or one "
@@ -193,7 +192,7 @@ def _check_item(name: str, item: Mapping[str, Any]) -> None:
 
 
 def _check_echo(body: Mapping[str, Any]) -> None:
-    """Refuse to repeat what is not text, which is 500 in vLLM 0.23.0; in a stream, any parts."""
+    """Refuse to echo parts that are not text, and any parts in a stream: 500 in vLLM 0.23.0."""
     if not body.get("echo") or body.get("add_generation_prompt") is not False:
         return
     content = body["messages"][-1].get("content")

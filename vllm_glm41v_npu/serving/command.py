@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `vllm serve` command for settings as MindIE's users know them."""
+"""The `vllm serve` command for settings in the terms of MindIE's users."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_glm41v_npu.options import MICRO_BATCH
+from vllm_glm41v_npu.backends import VISIBLE_NPUS
+from vllm_glm41v_npu.checks import MICRO_BATCH
+from vllm_glm41v_npu.family import REASONING_PARSER
 from vllm_glm41v_npu.serving.mindie.request import MAX_ITER_TIMES_VARIABLE
 
 ROUTES = "vllm_glm41v_npu.serving.mindie.MindIERoutes"
 GUARD = "vllm_glm41v_npu.serving.guard.Guard"
-REASONING_PARSER = "glm41v"
 WORLD_SIZES = (1, 2)
 
 
@@ -23,7 +24,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is started with; None leaves a value to vLLM. Lengths are in tokens.
+    """Settings that a server is started with; None leaves a value to vLLM. Lengths are in tokens.
 
     max_iter_times: the longest answer of any request.
     max_batch_size: the most requests that compute together.
@@ -63,7 +64,7 @@ class Settings:
     extra: tuple[str, ...] = ()
 
     def check(self) -> list[str]:
-        """Sentences about what is served otherwise than it was set.
+        """Return sentences about settings that the server does not keep to.
 
         Raises SettingsError where it cannot be served at all.
         """
@@ -97,20 +98,20 @@ class Settings:
         return []
 
     def environment(self) -> dict[str, str]:
-        """The variables of the environment to set for `command`."""
+        """Return the environment variables to set for `command`."""
         found = {}
         if self.device_ids:
-            found["ASCEND_RT_VISIBLE_DEVICES"] = _listed(self.device_ids, ",")
+            found[VISIBLE_NPUS] = _listed(self.device_ids, ",")
         if self.mindie_routes and self.max_iter_times:
             found[MAX_ITER_TIMES_VARIABLE] = str(self.max_iter_times)
         return found
 
     def command(self) -> list[str]:
-        """`vllm serve` and its arguments."""
+        """Return `vllm serve` and its arguments."""
         world = self.world_size or (len(self.device_ids) if self.device_ids else None)
         memory = f"{self.kv_memory_gb}G" if self.kv_memory_gb else self.kv_memory_bytes
         most = self.max_iter_times
-        guesses = self.speculative_config
+        drafts = self.speculative_config
         options = {
             "--served-model-name": self.name,
             "--host": self.host,
@@ -122,7 +123,7 @@ class Settings:
             "--max-num-batched-tokens": self.max_prefill_tokens,
             "--block-size": self.block_size,
             "--kv-cache-memory-bytes": memory,
-            "--speculative-config": json.dumps(guesses) if guesses else None,
+            "--speculative-config": json.dumps(drafts) if drafts else None,
             "--additional-config": json.dumps({MICRO_BATCH: True}) if self.micro_batch else None,
             "--reasoning-parser": REASONING_PARSER if self.reasoning else None,
             "--shutdown-timeout": self.shutdown_seconds,
@@ -134,7 +135,7 @@ class Settings:
         return command + ["--trust-remote-code"] * self.trust_remote_code + list(self.extra)
 
     def line(self) -> str:
-        """Environment and command as one line for a shell."""
+        """Return environment and command as one line for a shell."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment().items()]
         return " ".join([*variables, shlex.join(self.command())])
 

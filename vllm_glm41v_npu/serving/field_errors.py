@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that pydantic found in a body, as sentences."""
+"""Sentences about the errors that pydantic found in a body."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from vllm_glm41v_npu.serving.chat_parts import shown
 
 MOST = 3
-"""Sentences about fields, of the many that pydantic writes about one."""
+"""The most sentences about one body, and reasons about one field, of the many pydantic writes."""
 
 
 def sentences(errors: Sequence[Any], body: Any = None) -> str:
-    """Sentences about the wrong fields of `body`, each once, without its whole value.
+    """Return sentences about the wrong fields of `body`, each once, without its whole value.
 
     Without a `body` the locations are taken as they are.
     """
@@ -31,7 +31,7 @@ def sentences(errors: Sequence[Any], body: Any = None) -> str:
 
 
 def _parts(error: dict[str, Any], body: Any) -> tuple[str, str]:
-    """(which field with what in it, why that is wrong)."""
+    """Return (the field with its value, why that is wrong)."""
     kind, message = error.get("type"), str(error.get("msg", ""))
     if kind == "json_invalid":
         why = error.get("ctx", {}).get("error", message)
@@ -51,7 +51,7 @@ def _parts(error: dict[str, Any], body: Any) -> tuple[str, str]:
 
 
 def _place(location: Sequence[Any], body: Any) -> tuple[str, Any]:
-    """(path, value) of what pydantic's location names in `body`: types are in it as well."""
+    """Return (path, value) of a pydantic location in `body`; a location names types as well."""
     path, value = "", body
     for step in location[1:]:
         if isinstance(value, dict) and step in value:

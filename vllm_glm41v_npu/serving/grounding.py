@@ -36,9 +36,9 @@ class Box(NamedTuple):
     label: str | None = None
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) in a picture of width x height pixels, as Pillow crops.
+        """Return (left, top, right, bottom) in a picture of width x height pixels, as Pillow crops.
 
-        Of a photo, width and height upright: those of `PIL.ImageOps.exif_transpose`.
+        For a photo, give the upright width and height: those of `PIL.ImageOps.exif_transpose`.
         """
         return (
             round(self.x1 * width / SCALE),
@@ -49,11 +49,11 @@ class Box(NamedTuple):
 
 
 def find_boxes(answer: str) -> list[Box]:
-    """The boxes of an answer, in its order; none of its thinking.
+    """Return the boxes of an answer, in its order, and none of its thinking.
 
-    Where the answer has markers, only what is between them counts, and elsewhere every list of
-    four numbers. One with a number outside of 0 to 1000 is no box. Corners in the other order are
-    put right.
+    Where the answer has markers, only lists between them count; elsewhere every list of four
+    numbers does. A list with a number outside of 0 to 1000 is no box. Corners in the other order
+    are swapped.
     """
     content = split(answer, keep="boxes")[1]
     texts = _MARKED.findall(content) if BOX in content else [content]
@@ -61,7 +61,7 @@ def find_boxes(answer: str) -> list[Box]:
 
 
 def draw_boxes(picture: Image.Image, boxes: Iterable[Box]) -> Image.Image:
-    """A copy of `picture`, in RGB, with every box and its label (else its number, from 1).
+    """Return a copy of `picture`, in RGB, with every box and its label (else its number, from 1).
 
     It is turned upright by its EXIF orientation, as the model has seen it.
     """
@@ -79,7 +79,7 @@ def draw_boxes(picture: Image.Image, boxes: Iterable[Box]) -> Image.Image:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """Every JSON list and object in `text`; of one that is broken off, those within it."""
+    """Yield every JSON list and object in `text`; for one that is broken off, those within it."""
     decoder = json.JSONDecoder()
     place = 0
     while begin := _BEGIN.search(text, place):

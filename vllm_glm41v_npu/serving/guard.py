@@ -14,28 +14,30 @@ import hashlib
 import hmac
 import logging
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any
 
-from vllm_glm41v_npu.serving.bodies import BodyCount, TooLarge, drain, max_body_bytes
+from vllm_glm41v_npu.serving.asgi import HEALTH, App, Message, Receive, Send, route_path
+from vllm_glm41v_npu.serving.bodies import (
+    VALUES_COUNTED,
+    BodyCount,
+    TooLarge,
+    drain,
+    max_body_bytes,
+)
 
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
-
-OPEN_PATH = "/health"
+OPEN_PATH = HEALTH
 """The path for load balancers, which have no key; it only says whether the engine lives."""
 
 logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def api_keys(scope: Message) -> list[str]:
-    """The keys that vLLM takes: of --api-key, or else of VLLM_API_KEY; none if there are none.
+    """Return the keys that vLLM takes: those of --api-key, else that of VLLM_API_KEY, else none.
 
     Args:
-        scope: Of a request, as Starlette hands it to middleware: with vLLM's application.
+        scope: The scope of a request, as Starlette hands it to middleware: it holds vLLM's
+            application.
     """
     arguments = getattr(getattr(scope.get("app"), "state", None), "args", None)
     given = getattr(arguments, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
@@ -43,10 +45,10 @@ def api_keys(scope: Message) -> list[str]:
 
 
 def is_authorized(scope: Message) -> bool:
-    """Whether a request has one of the server's keys, or the server has none.
+    """Return True where a request has one of the server's keys, or the server has none.
 
-    Read as vLLM reads it: the first Authorization header, "Bearer KEY". How long this takes does
-    not depend on how much of a key is right.
+    The key is read as vLLM reads it: from the first Authorization header, "Bearer KEY". The time
+    this takes does not depend on how much of a key is right.
     """
     keys = api_keys(scope)
     if not keys:
@@ -58,11 +60,6 @@ def is_authorized(scope: Message) -> bool:
     for key in keys:
         right |= hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest())
     return right and kind.lower() == "bearer"
-
-
-def route_path(scope: Message) -> str:
-    """The path by which Starlette finds the route."""
-    return scope.get("path", "").removeprefix(scope.get("root_path", ""))
 
 
 class Guard:
@@ -104,8 +101,9 @@ class Guard:
             await _refuse(scope, receive, send, 413, _too_large(large))
             return
         limited = _Limited(scope, receive, send, count)
+        inner = {**scope, VALUES_COUNTED: count.is_json}
         with suppress(ClientDisconnect):  # what the application makes of a body that was refused
-            await self.app(scope, limited.receive, limited.send)
+            await self.app(inner, limited.receive, limited.send)
 
 
 class _Limited:
@@ -138,7 +136,7 @@ class _Limited:
 
 
 def _is_open(scope: Message) -> bool:
-    """Whether a request is answered without a key: the health check, and a browser's preflight.
+    """Return True for requests answered without a key: the health check, a browser's preflight.
 
     A preflight (OPTIONS with both headers, which browsers send without a key) is answered by vLLM's
     CORS middleware and reaches no route.

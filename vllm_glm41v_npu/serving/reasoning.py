@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reasoning parser `glm41v`: `vllm serve --reasoning-parser glm41v`.
 
-Which tags stay in the content, a request says with `chat_template_kwargs={"keep_tags": "boxes"}`
-(or "all", or "none"), and for a whole server `--default-chat-template-kwargs`.
+A request chooses the tags that stay in the content by `chat_template_kwargs={"keep_tags": "boxes"}`
+(or "all", or "none"); `--default-chat-template-kwargs` chooses them for a whole server.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vllm.entrypoints.openai.engine.protocol import DeltaMessage
 from vllm.exceptions import VLLMValidationError
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
 from vllm_glm41v_npu.backends import current_backend
 from vllm_glm41v_npu.serving.thinking import BOX, END_THINK, REMOVED, THINK, ThinkingSplitter, split
 from vllm_glm41v_npu.serving.thinking_switch import closes_thinking
+from vllm_glm41v_npu.upstream import DeltaMessage
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -28,7 +28,7 @@ KEEP_TAGS = "keep_tags"
 
 
 class Glm41vReasoningParser(BaseThinkingReasoningParser):
-    """`<think>` to reasoning, the rest without its tags to content; see `ThinkingSplitter`.
+    """Makes reasoning of the text in `<think>`, and content of the rest; see `ThinkingSplitter`.
 
     vLLM makes one for each use of each request: to look at the prompt, to split a text, or, in the
     engine, to hold a grammar back until the thinking has ended. `Glm41vParser` drives it.
@@ -55,7 +55,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         self._splitter: ThinkingSplitter | None = None
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-        """Whether a prompt has ended the thinking of the turn it leaves to the model.
+        """Return True where a prompt has ended the thinking of the turn it leaves to the model.
 
         Earlier turns, which may bring thinking of their own, do not count.
         """
@@ -67,7 +67,7 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
     def extract_reasoning(
         self, model_output: str, request: ChatCompletionRequest | ResponsesRequest
     ) -> tuple[str | None, str | None]:
-        """(reasoning, content) of a whole answer; what is empty is None."""
+        """Return (reasoning, content) of a whole answer; an empty part is None."""
         thinks = _opens_thinking(request)
         reasoning, content = split(
             model_output, thinking=thinks, closed=self._closed, keep=self._keep
@@ -83,11 +83,11 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """What `delta_text` settles, or None; to be called with every delta in turn."""
+        """Return the message that `delta_text` settles, or None; called with each delta in turn."""
         return _delta(*self._splits().feed(delta_text))
 
     def end_of_stream(self) -> DeltaMessage | None:
-        """What waited for the rest of a tag, as no more comes; or None."""
+        """Return the text that waited for the rest of a tag, as no more comes; or None."""
         return _delta(*self._splits().end())
 
     def _splits(self) -> ThinkingSplitter:
@@ -100,14 +100,14 @@ class Glm41vReasoningParser(BaseThinkingReasoningParser):
     def adjust_request(
         self, request: ChatCompletionRequest | ResponsesRequest
     ) -> ChatCompletionRequest | ResponsesRequest:
-        """Let the detokenizer keep the markers of boxes, if they are wanted and tokens.
+        """Let the detokenizer keep the markers of boxes, where they are wanted and are tokens.
 
         Raises ValueError about a budget for the thinking that vllm-ascend would not keep to.
         """
         budget = getattr(request, "thinking_token_budget", None)
-        if budget is not None and current_backend().is_ascend:
+        if budget is not None and not current_backend().limits_thinking:
             raise VLLMValidationError(
-                "thinking_token_budget is set, and vllm-ascend 0.23.0 has no budget for the "
+                "thinking_token_budget is set, and vllm-ascend has no budget for the "
                 "thinking; leave it out, and limit thinking and answer together by max_tokens."
             )
         if self._keep == "boxes" and BOX in self.vocab:
@@ -122,7 +122,7 @@ def _delta(reasoning: str, content: str) -> DeltaMessage | None:
 
 
 def _opens_thinking(request: ChatCompletionRequest | ResponsesRequest) -> bool:
-    """Whether the answer continues an assistant's message within its thinking."""
+    """Return True where the answer continues an assistant's message within its thinking."""
     if not getattr(request, "continue_final_message", False):
         return False
     last: Any = request.messages[-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the server's application takes requests and refuses them: set on vLLM's own."""
+"""Refusals of vLLM's server: bodies are checked early, and errors are answered in a sentence."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from jinja2 import TemplateError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
-from vllm.entrypoints.serve.utils.error_response import create_error_response
 from vllm.entrypoints.serve.utils.server_utils import exception_handler
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
-from vllm_glm41v_npu.serving.chat_request import MESSAGES, prepare
+from vllm_glm41v_npu.serving.asgi import MESSAGES, route_path
+from vllm_glm41v_npu.serving.chat_request import prepare
 from vllm_glm41v_npu.serving.field_errors import sentences
+from vllm_glm41v_npu.upstream import create_error_response
 
 CALLERS_ERRORS = (ValueError, OverflowError, NotImplementedError, TemplateError, VLLMNotFoundError)
-"""What vLLM answers with 4xx or 501. Without a handler of their own, these errors close the
+"""Errors that vLLM answers with 4xx or 501. Without a handler of their own, they close the
 connection and leave a traceback in the log."""
 
 ANTHROPIC = {400: "invalid_request_error", 404: "not_found_error"}
@@ -40,20 +41,18 @@ def improve(app: FastAPI) -> FastAPI:
 
 
 async def check_body(raw_request: Request) -> None:
-    """A dependency of every route that takes JSON; runs before pydantic sees the body."""
+    """Check a body before pydantic does; a dependency of every route that takes JSON."""
     await validate_json_request(raw_request)
-    scope = raw_request.scope
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
     try:
         body = await raw_request.json()
     except (ValueError, RecursionError) as error:
         found = f"is no JSON ({error})" if await raw_request.body() else "is empty"
         raise VLLMValidationError(f"The body {found}; expected a JSON object.") from error
-    prepare(path, body)
+    prepare(route_path(raw_request.scope), body)
 
 
 async def refuse_unreadable(request: Request, error: HTTPException) -> Response:
-    """400 about a body that FastAPI could not decode; its other errors as ever."""
+    """Answer 400 about a body that FastAPI could not decode; other errors as FastAPI does."""
     cause = error.__cause__
     if error.status_code != 400 or cause is None:
         return await http_exception_handler(request, error)
@@ -62,21 +61,21 @@ async def refuse_unreadable(request: Request, error: HTTPException) -> Response:
 
 
 async def refuse(request: Request, error: Exception) -> JSONResponse:
-    """vLLM's answer, to Anthropic's clients in their form."""
-    if isinstance(error, ValidationError):  # of a route that validates its body itself
+    """Answer as vLLM does, and Anthropic's clients in their form."""
+    if isinstance(error, ValidationError):  # from a route that validates its body itself
         error = VLLMValidationError(sentences(error.errors()))
     answer = await exception_handler(request, error)
     return _in_clients_form(request, answer, create_error_response(error))
 
 
 async def refuse_fields(request: Request, error: RequestValidationError) -> JSONResponse:
-    """400 about fields that pydantic found wrong."""
+    """Answer 400 about fields that pydantic found wrong."""
     sentence = sentences(error.errors(), error.body)
     return await refuse(request, VLLMValidationError(sentence, parameter=_parameter(error)))
 
 
 def _parameter(error: RequestValidationError) -> str | None:
-    """The field that vLLM's own validators name."""
+    """Return the field that vLLM's own validators name, or None."""
     causes = (each.get("ctx", {}).get("error") for each in error.errors() if isinstance(each, dict))
     found = (cause.parameter for cause in causes if isinstance(cause, VLLMValidationError))
     return next(found, None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An answer of GLM-4.1V, which arrives in pieces, taken apart into thinking and content.
+"""Thinking and content of an answer of GLM-4.1V, taken apart while it arrives in pieces.
 
 The model writes `<think>...</think><answer>...</answer>`, and around a final value or a box
 `<|begin_of_box|>...<|end_of_box|>`. The first four tags are tokens of its vocabulary; the markers
@@ -19,17 +19,19 @@ REMOVED = {
     "boxes": (ANSWER, END_ANSWER),
     "all": (),
 }
-"""Which tags to keep in the content, and so which to remove."""
+"""Value of `keep_tags` to the tags that are removed from the content."""
 
 
 class ThinkingSplitter:
     """Splits one answer; whatever the pieces, the joined results are the same.
 
-    Removed from the content are the tags that `keep` (a key of REMOVED) does not keep, and white
-    space between them. An answer that does not begin with `<think>` is content from its first
-    character, unless `thinking` says that the prompt opened the thinking; `closed` says that it
-    closed it, so that all is content, without white space before it. To keep "all" makes every
-    answer content, as it was written.
+    An answer that does not begin with `<think>` is content from its first character.
+
+    Args:
+        thinking: The prompt opened the thinking, so the answer begins within it.
+        closed: The prompt closed the thinking, so all is content, without white space before it.
+        keep: A key of REMOVED; its tags are removed from the content, with the white space between
+            them. With "all", every answer is content, as it was written.
     """
 
     def __init__(self, *, thinking: bool = False, closed: bool = False, keep: str = "none") -> None:
@@ -42,7 +44,7 @@ class ThinkingSplitter:
         self._held = ""
 
     def feed(self, piece: str) -> tuple[str, str]:
-        """The (thinking, content) that `piece` settles; what may be the start of a tag waits."""
+        """Return the (thinking, content) that `piece` settles; a possible start of a tag waits."""
         self._held += piece
         thinking = content = ""
         step = None
@@ -54,7 +56,7 @@ class ThinkingSplitter:
         return thinking, content
 
     def end(self) -> tuple[str, str]:
-        """The (thinking, content) that waited for the rest of a tag, as no more comes."""
+        """Return the (thinking, content) that waited for the rest of a tag, as no more comes."""
         held, self._held = self._held, ""
         return (held, "") if self._step == self._think else ("", held)
 
@@ -84,7 +86,7 @@ class ThinkingSplitter:
         return "", content
 
     def _take(self, tags: tuple[str, ...]) -> str:
-        """All that is held, but for an end that may be the start of one of `tags`."""
+        """Return all that is held, but for an end that may be the start of one of `tags`."""
         begin = self._held.rfind("<")
         tail = self._held[begin:] if begin >= 0 else ""
         waits = tail and any(tag != tail and tag.startswith(tail) for tag in tags)
@@ -96,7 +98,7 @@ class ThinkingSplitter:
 def split(
     text: str, *, thinking: bool = False, closed: bool = False, keep: str = "none"
 ) -> tuple[str, str]:
-    """(thinking, content) of a whole answer; see `ThinkingSplitter`."""
+    """Return (thinking, content) of a whole answer; see `ThinkingSplitter`."""
     splitter = ThinkingSplitter(thinking=thinking, closed=closed, keep=keep)
     first, last = splitter.feed(text), splitter.end()
     return first[0] + last[0], first[1] + last[1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thinking switched off by a request: what says so, and what then ends the prompt.
+"""The switch of a request for thinking: its forms, and the end of a prompt without thinking.
 
 GLM-4.1V has no switch of its own. It answers at once when its turn begins with an empty thinking,
-`<think></think><answer>`; so that is written into the prompt, whatever the chat template.
+`<think></think><answer>`; so this is written into the prompt, whatever the chat template.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TYPES = {"enabled": True, "disabled": False, "adaptive": True, "auto": True}
 
 
 def wanted_thinking(kwargs: Mapping[str, Any]) -> bool | None:
-    """Whether `chat_template_kwargs` want thinking; None where they do not say.
+    """Return True or False where `chat_template_kwargs` switch thinking on or off, else None.
 
     `enable_thinking` counts before `thinking`, which is a truth value or an object with a `type`.
 
@@ -35,7 +35,7 @@ def wanted_thinking(kwargs: Mapping[str, Any]) -> bool | None:
 
 
 def of_thinking(value: Any) -> bool | None:
-    """The same for a `thinking` alone, as Z.ai's API and Anthropic's have it in the body."""
+    """Return the same for a `thinking` alone, as Z.ai's API and Anthropic's have it in the body."""
     if value is None or isinstance(value, bool):
         return value
     kind = value.get("type") if isinstance(value, Mapping) else None
@@ -47,9 +47,9 @@ def of_thinking(value: Any) -> bool | None:
 
 
 def closes_thinking(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a prompt rendered with these `chat_template_kwargs` leaves no thinking to the model.
+    """Return True where a prompt with these `chat_template_kwargs` has to close the thinking.
 
-    A message that is to be continued stays as its sender began it.
+    A message that the model continues stays as its sender began it.
     """
     begins_turn = kwargs.get("add_generation_prompt", True)
     goes_on = kwargs.get("continue_final_message", False)
@@ -57,9 +57,9 @@ def closes_thinking(kwargs: Mapping[str, Any]) -> bool:
 
 
 def closing(prompt: str, vocabulary: Container[str]) -> str:
-    """The text that is missing at the end of `prompt` for the thinking to be closed.
+    """Return the text to add to `prompt` so that the thinking is closed.
 
-    Nothing where the template closed it already, or where the vocabulary has no thinking.
+    It is empty where the template closed it already, or where the vocabulary has no thinking.
     """
     end = prompt.rstrip()
     if END_THINK not in vocabulary or end.endswith((END_THINK, ANSWER)):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of tools in the JSON that `"tool_choice": "required"` makes the model write.
+"""Tool calls in the JSON that the model writes under `"tool_choice": "required"`.
 
-The grammar is vLLM's: `[{"name": "...", "parameters": {...}}, ...]`, in this order.
+vLLM's grammar demands `[{"name": "...", "parameters": {...}}, ...]`, with keys in this order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _HEAD = re.compile(
 
 
 class Piece(NamedTuple):
-    """More of one call's arguments."""
+    """A piece of one call's arguments."""
 
     call: int
     """The number of the call, from 0."""
@@ -28,12 +28,12 @@ class Piece(NamedTuple):
 class CallReader:
     """Reads calls from an answer that comes in pieces, each character once.
 
-    Arguments are as the model wrote them; of a call that is cut off, as far as they go.
+    Arguments are as the model wrote them; those of a call that is cut off end there.
     """
 
     def __init__(self) -> None:
         self.text = ""
-        """All that was read."""
+        """The text that was read so far."""
         self._held = ""
         self._index = -1
         self._depth = 0
@@ -41,11 +41,11 @@ class CallReader:
 
     @property
     def found(self) -> bool:
-        """Whether a call has begun."""
+        """True once a call has begun."""
         return self._index >= 0
 
     def feed(self, text: str) -> list[Piece]:
-        """The pieces that `text` settles."""
+        """Return the pieces that `text` settles."""
         self.text += text
         self._held += text
         pieces = []
@@ -61,7 +61,7 @@ class CallReader:
         return pieces
 
     def _arguments(self) -> str:
-        """The text that is held, up to the end of this call's arguments."""
+        """Take the held text up to the end of this call's arguments, and return it."""
         length = 0
         for length, character in enumerate(self._held, 1):  # noqa: B007
             self._step(character)
@@ -90,7 +90,7 @@ class Call(NamedTuple):
 
 
 def read_calls(text: str) -> list[Call]:
-    """The calls in a whole answer; none where it is something else."""
+    """Return the calls in a whole answer; an empty list where it is something else."""
     calls: list[Call] = []
     for piece in CallReader().feed(text):
         calls.append(Call(piece.name or "", piece.arguments))

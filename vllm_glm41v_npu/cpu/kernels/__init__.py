@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers in int8 on the CPU, exact to the last bit and as fast as memory for one token."""
+"""int8 products on the CPU: exact to the last bit; one token takes the time of reading memory."""
 
 from vllm_glm41v_npu.cpu.kernels.activations import quantize_per_token, quantize_static
 from vllm_glm41v_npu.cpu.kernels.ops import int8_linear, int8_matmul

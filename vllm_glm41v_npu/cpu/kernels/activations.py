@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantizes activations to int8, in plain PyTorch: torch.compile makes one loop of each.
+"""Quantization of activations to int8, in plain PyTorch: torch.compile makes one loop of each.
 
-All arithmetic is in float32 whatever the dtype of x, as in the kernels of npu_emulator/.
+All arithmetic is in float32, whatever the dtype of x, as in the kernels of npu_emulator/.
 """
 
 from __future__ import annotations

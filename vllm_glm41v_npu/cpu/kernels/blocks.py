@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block of a row of the weight of a job (`product.JOB`): widened, its outliers, its prefetch."""
+"""Blocks of a row of a job's weight (`product.JOB`): widening, outliers, prefetch, results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_glm41v_npu.cpu.kernels.tiles import BLOCK, QUARTERS, STEP, pointer, pr
 
 @njit
 def _outliers_between(job, start, end):
-    """Columns and values of the outliers from entry `start` to `end` of the index."""
+    """Return columns and values of the outliers from entry `start` to `end` of the index."""
     first = carray(pointer(job.starts + 4 * start), 1, np.int32)[0]
     count = carray(pointer(job.starts + 4 * end), 1, np.int32)[0] - first
     places = carray(pointer(job.outlier_columns + 2 * first), count, np.uint16)
@@ -20,7 +20,7 @@ def _outliers_between(job, start, end):
 
 @njit
 def _place_outliers(job, row, k, wide):
-    """Write the outliers of a row's block from column k over its zeros at address wide."""
+    """Write a block's outliers over its zeros at address wide; the block begins at column k."""
     block = row * job.blocks + k // BLOCK
     places, values = _outliers_between(job, block, block + 1)
     target = carray(pointer(wide), BLOCK, np.int16)
@@ -30,10 +30,10 @@ def _place_outliers(job, row, k, wide):
 
 @njit
 def add_outliers(job, row, sums):
-    """Add the products of all outliers of a row to its sums of a tile of all tokens of the job.
+    """Add the products of all outliers of a row to its sums, for all tokens of the job.
 
-    Once for a row, not for each block of it: a block has too few for a loop. Places are unsigned:
-    numba checks the sign of other indices, and adds the length to what is negative.
+    Done once for a row: a block has too few outliers for a loop of its own. Places are unsigned,
+    because numba tests signed indices and adds the length to negative ones.
     """
     places, values = _outliers_between(job, row * job.blocks, (row + 1) * job.blocks)
     totals, others = carray(pointer(sums), QUARTERS * job.tokens, np.int32), job.tokens - 1
@@ -50,7 +50,7 @@ def add_outliers(job, row, sums):
 
 @njit
 def prefetch_block(job, row, k):
-    """Have a row's block from column k, if there is one, brought near: memory is slow to answer."""
+    """Prefetch a row's block from column k; the address need not be valid."""
     start = job.weight + (row * job.columns + k) * job.bits // 8
     for line in range(0, BLOCK * job.bits // 8, 64):
         prefetch(start + line)
@@ -58,7 +58,7 @@ def prefetch_block(job, row, k):
 
 @njit
 def widen_block(job, row, k, count, wide):
-    """Columns [k, k + count) of a row, at most a BLOCK, as int16 at address wide."""
+    """Widen columns [k, k + count) of a row, at most a BLOCK, to int16 at address wide."""
     if count % STEP:
         carray(pointer(wide), BLOCK, np.int16)[count // STEP * STEP :] = 0
     widen_row(job.weight + (row * job.columns + k) * job.bits // 8, job.bits, wide, count)
@@ -76,7 +76,7 @@ def _narrow(source, kind, target, count):
 
 @njit
 def copy_columns(job, row, k, count, wide, target):
-    """Columns [k, k + count) of a row as int8 at address target; wide has room for a BLOCK."""
+    """Copy columns [k, k + count) of a row as int8 to address target; wide has room for a BLOCK."""
     if job.bits == 8:
         _narrow(job.weight + row * job.columns + k, np.int8, target, count)
         return
@@ -88,9 +88,9 @@ def copy_columns(job, row, k, count, wide, target):
 
 @njit
 def finish(job, token, row, count, totals):
-    """Write `count` results of a token from `row` on, whose int32 totals are at an address.
+    """Write `count` results of a token, from `row` on; their int32 totals are at an address.
 
-    As they are, or scaled: in float64, and rounded once to float32.
+    Without a scale they are copied; with one they are scaled in float64, rounded once to float32.
     """
     source = carray(pointer(totals), count, np.int32)
     at = job.out + token * job.out_stride + 4 * row

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int8 products as operators that torch.compile takes as they are, `torch.ops.glm41v`.
+"""int8 products as operators in `torch.ops.glm41v`, which torch.compile does not look into.
 
-Exact on every CPU. vLLM's and PyTorch's own int8 kernels are not where there is no VNNI: they add
-two products of int8 in int16, and saturate. Where a CPU multiplies int8 in full (VNNI, AMX),
-oneDNN's product of many tokens is used, once it has shown itself to be exact.
+They are exact on every CPU. vLLM's and PyTorch's own int8 kernels are not exact without VNNI: they
+add two products of int8 in int16, and saturate. Where a CPU multiplies int8 in full (VNNI, AMX),
+oneDNN's product is used for many tokens, after a test that it is exact.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vllm_glm41v_npu.cpu.kernels.team import run
 from vllm_glm41v_npu.cpu.kernels.tiles import BLOCK, PAIR
 
 _LIBRARY = torch.library.Library("glm41v", "FRAGMENT")
-_MANY_INT8, _MANY_INT4 = 8, 32  # tokens from which PyTorch's product is the faster one
-_WIDE = 64  # columns from which it is used; of a single one PyTorch 2.11 gets it wrong
-_CHUNK = 4096  # rows of the weight at a time there
-_LEAST_TOKENS, _LEAST_COLUMNS, _LEAST_ROWS = 192, 2048, 256  # of parts; rows by thread
-_MOST_TOKENS = 512  # of parts at a time
+_MANY_INT8, _MANY_INT4 = 8, 32  # tokens from which PyTorch's product is faster
+_WIDE = 64  # columns from which it is used; PyTorch 2.11 is wrong for a single column
+_CHUNK = 4096  # rows of the weight at a time in PyTorch's product
+_LEAST_TOKENS, _LEAST_COLUMNS, _LEAST_ROWS = 192, 2048, 256  # for Strassen's parts; rows a thread
+_MOST_TOKENS = 512  # for Strassen's parts, at a time
 _WEIGHT = "Tensor x, Tensor values, Tensor? starts, Tensor? columns, Tensor? outliers"
 _LIBRARY.define(f"int8_matmul({_WEIGHT}) -> Tensor")
 _LIBRARY.define(
@@ -35,10 +35,11 @@ _LIBRARY.define(
 
 
 def int8_matmul(x_q: Tensor, weight: PackedWeight) -> Tensor:
-    """The exact product x_q . W^T of int8 [M, K] and [N, K], int32 [M, N].
+    """Return the exact product x_q . W^T of int8 [M, K] and [N, K], int32 [M, N].
 
     Raises:
-        TypeError, ValueError: x_q is not int8 [M, K].
+        TypeError: x_q is not int8.
+        ValueError: x_q is not [M, K].
     """
     _check("x_q", x_q, torch.int8, (None, weight.shape[1]))
     return torch.ops.glm41v.int8_matmul(x_q, *_tensors(weight))
@@ -52,19 +53,20 @@ def int8_linear(
     token_scale: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(x_q . W^T + quant_bias) * deq_scale * token_scale[:, None], [M, N].
+    """Return (x_q . W^T + quant_bias) * deq_scale * token_scale[:, None], [M, N].
 
     The integer part is exact. The scales are applied in float64 and the result is rounded to
-    float32, then to `out_dtype`: what `npu_quant_matmul` of npu_emulator/ gives.
+    float32, then to `out_dtype`, as in `npu_quant_matmul` of npu_emulator/.
 
     Args:
         x_q: int8 [M, K].
         deq_scale: float32 [N], input scale times weight scale (msModelSlim).
         quant_bias: int32 [N].
-        token_scale: float32 [M], of `quantize_per_token`.
+        token_scale: float32 [M], from `quantize_per_token`.
 
     Raises:
-        TypeError, ValueError: a tensor has another dtype or shape than that.
+        TypeError: A tensor has another dtype.
+        ValueError: A tensor has another shape.
     """
     rows, columns = weight.shape
     _check("x_q", x_q, torch.int8, (None, columns))
@@ -98,10 +100,10 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | Non
 
 @functools.cache
 def multiplies_in_full() -> bool:
-    """Whether PyTorch's product of int8 may be used: with VNNI, and if the worst cases are right.
+    """Return whether PyTorch's product of int8 may be used: VNNI, and the worst cases are right.
 
-    On other CPUs it saturates or is slow; either may be so here too where a variable such as
-    ONEDNN_MAX_CPU_ISA forbids oneDNN what the CPU can do.
+    On other CPUs it saturates or is slow. The same holds where a variable such as
+    ONEDNN_MAX_CPU_ISA limits the instructions that oneDNN uses.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.cpu._is_vnni_supported():
         return False
@@ -117,7 +119,7 @@ _UNSCALED = (None, None, None)
 
 
 def _run(name: str, weight: _Weight, columns: int, **fields: Tensor | int | None) -> None:
-    """Have a worker do a job with a weight of so many columns; tensors become addresses."""
+    """Run a job (`product.JOB`) with a weight of so many columns; tensors become addresses."""
     four_bits = weight[0].dtype == torch.uint8
     fields |= {"bits": 4 if four_bits else 8, "rows": len(weight[0])}
     fields |= {"columns": 2 * weight[0].shape[1] if four_bits else columns}
@@ -130,7 +132,7 @@ def _run(name: str, weight: _Weight, columns: int, **fields: Tensor | int | None
 
 
 def _product(x: Tensor, weight: _Weight, scales: _Scales = _UNSCALED) -> Tensor:
-    """int32 [M, N], or float32 if there are scales: deq_scale, quant_bias and token_scale."""
+    """Multiply to int32 [M, N], or float32 with scales: deq_scale, quant_bias, token_scale."""
     dtype = torch.int32 if scales[0] is None else torch.float32
     out = x.new_empty(x.shape[0], len(weight[0]), dtype=dtype)
     if not len(x):
@@ -147,7 +149,7 @@ def _product(x: Tensor, weight: _Weight, scales: _Scales = _UNSCALED) -> Tensor:
 
 
 def _multiply(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
-    """By the tiles of this package."""
+    """Multiply with the tiles of `tiles.py`."""
     tokens, columns = x.shape
     blocks = -(-columns // BLOCK)
     wide = x.new_empty(blocks, tokens, BLOCK, dtype=torch.int16)
@@ -168,13 +170,13 @@ def _multiply(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
 
 
 def _parts_pay(tokens: int, columns: int, rows: int) -> bool:
-    """Whether the products that strassen.py saves are more than its sums cost."""
-    share = rows // torch.get_num_threads()  # its tasks are large
+    """Return whether strassen.py saves more in products than its additions cost."""
+    share = rows // torch.get_num_threads()  # its tasks are large, and every thread needs some
     return tokens >= _LEAST_TOKENS and columns >= _LEAST_COLUMNS and share >= _LEAST_ROWS
 
 
 def _multiply_parts(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
-    """By the tiles too, which multiply the factors of strassen.py: some tokens at a time."""
+    """Multiply with Strassen's parts, some tokens at a time."""
     scale, bias, token_scale = scales
     size = -(-len(x) // -(-len(x) // _MOST_TOKENS))
     for start in range(0, len(x), size):
@@ -184,7 +186,7 @@ def _multiply_parts(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) ->
 
 
 def _multiply_group(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
-    """By parts, one chunk of columns after the other: the last one scales the sums of all."""
+    """Multiply a group of tokens, chunk after chunk of columns; the last chunk scales the sums."""
     columns = x.shape[1]
     chunks = -(-columns // (PARTS * BLOCK))
     size = -(-columns // (PARTS * chunks * PAIR)) * PAIR
@@ -212,14 +214,14 @@ def _multiply_group(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) ->
 
 
 def _rows(weight: _Weight, blocks: int, start: int, end: int) -> _Weight:
-    """Some rows of a weight; their outliers keep their numbers."""
+    """Return some rows of a weight; the index of their outliers stays that of the whole weight."""
     values, starts, columns, outliers = weight
     index = None if starts is None else starts[start * blocks : end * blocks + 1]
     return values[start:end], index, columns, outliers
 
 
 def _multiply_in_full(x: Tensor, weight: _Weight, scales: _Scales, out: Tensor) -> None:
-    """By PyTorch's product of int8, some rows of the weight at a time."""
+    """Multiply with PyTorch's product of int8, some rows of the weight at a time."""
     tokens, columns = x.shape
     blocks = -(-columns // BLOCK)
     scale, bias, token_scale = scales

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an int8 weight is kept for the kernels: as it is, or in 4 bits with its outliers beside.
+"""Storage of an int8 weight for the kernels: as it is, or in 4 bits with a list of outliers.
 
-A W8A8S weight is int8 of which nearly all values fit 4 bits. Two go into a byte, and the few that
-do not fit are kept in full with their places: half the memory, and half the time of a product
-with few tokens, which is that of reading the weight.
+Nearly all values of a W8A8S weight fit 4 bits. Two are packed into a byte, and the few that do not
+fit are kept in full with their places. That takes half the memory, and half the time of a product
+with few tokens, which is the time of reading the weight.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from vllm_glm41v_npu.cpu.kernels.tiles import BLOCK, PAIR
 
 Form = Literal["int8", "int4"]
 _SMALLEST, _LARGEST = -8, 7
-_MOST_OUTLIERS = 0.03  # the share of a weight from which 4 bits are slower than 8
-_MOST_PLACES = 2**16  # columns that a uint16 can name
-_MOST_COLUMNS = 2**17 - 1  # whose products, at most 2**14 each, int32 can sum
+_MOST_OUTLIERS = 0.03  # share of a weight above which 4 bits are slower than 8
+_MOST_PLACES = 2**16  # columns that a uint16 can number
+_MOST_COLUMNS = 2**17 - 1  # int32 holds the sum of so many products of at most 2**14
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class PackedWeight:
             weights 32 * i + j (low 4 bits) and 32 * i + j + 16 (high), and 0 for an outlier.
         in_features: K.
         starts: int32 [N * B + 1] with B = ceil(K / 1024): where the outliers of each 1024 columns
-            of each row start. None if there are none, as are the next two.
-        columns: int16 [outliers], the bits of a uint16.
-        outliers: int8 [outliers].
+            of each row start. None if there are no outliers, as are the next two.
+        columns: int16 [outliers], the bits of a uint16: each outlier's column.
+        outliers: int8 [outliers]: each outlier's value.
     """
 
     values: Tensor
@@ -58,7 +58,7 @@ class PackedWeight:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def unpack(self) -> Tensor:
-        """The weight as it was packed, int8 [N, K]; not a copy if the form is int8."""
+        """Return the weight that was packed, int8 [N, K]; not a copy if the form is int8."""
         if self.form == "int8":
             return self.values
         rows, columns = self.shape
@@ -74,15 +74,15 @@ class PackedWeight:
 
 
 def pack_weight(weight: Tensor, form: Form | None = None) -> PackedWeight:
-    """Prepare an int8 weight [N, K], once after loading.
+    """Pack an int8 weight [N, K], once after loading.
 
     Args:
-        weight: contiguous weights of form int8 are not copied.
-        form: "int4" if at most 3 in 100 weights are outside [-8, 7], unless it is given.
+        weight: int8 [N, K]; not copied if it is contiguous and the form is int8.
+        form: The form; None for "int4" if at most 3 in 100 weights are outside [-8, 7].
 
     Raises:
-        TypeError: the weight is not int8.
-        ValueError: it is not a matrix, is empty, or has too many columns for int32 or the form.
+        TypeError: The weight is not int8.
+        ValueError: It is not a matrix, is empty, or has too many columns for int32 or the form.
     """
     if weight.dtype != torch.int8:
         raise TypeError(
@@ -98,7 +98,7 @@ def pack_weight(weight: Tensor, form: Form | None = None) -> PackedWeight:
             f"The weight has {weight.shape[1]} columns; at most {_MOST_PLACES} can be packed in 4 "
             "bits. Leave the form open."
         )
-    # One comparison as unsigned numbers: int8 wraps, so what is below is far above.
+    # One comparison as unsigned numbers is enough: int8 wraps, so smaller values become large.
     outside = (weight - _SMALLEST).view(torch.uint8) > _LARGEST - _SMALLEST
     if form is None:
         few = int(torch.count_nonzero(outside)) <= _MOST_OUTLIERS * weight.numel()

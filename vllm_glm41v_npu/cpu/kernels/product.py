@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact int8 product, compiled by numba for the CPU it runs on.
 
-With few tokens the weight is read once, so the time is that of reading memory, in four places at
-once. With many, a block of some rows stays in the second cache, and a tile's activations in the
-first; with more, strassen.py makes fewer products. A job is cut into tasks, and threads take the
-next one until none is left.
+With few tokens the weight is read once, in four places at the same time, so the product takes the
+time of reading memory. With many, a block of some rows stays in the second cache, and a tile's
+activations stay in the first. With still more, strassen.py needs fewer products. A job is cut into
+tasks, and each thread takes the next task until none is left.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ FIELDS = (
     *("part_tokens", "part_columns", "first_column", "last"),  # of strassen.py
 )
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
-"""What a worker is to do; the tensors are those of `PackedWeight` and of `int8_linear`.
+"""A job of a worker; the tensors are those of `PackedWeight` and of `int8_linear`.
 
-Addresses, 0 where there is none; strides in bytes; `columns` with the padding of 4 bits. To
-multiply, x is int16 [blocks, tokens, BLOCK]; for parts, what strassen.py says.
+Tensors are addresses, 0 where there is none; strides are in bytes; `columns` includes the padding
+of 4 bits. To multiply, x is int16 [blocks, tokens, BLOCK]; for parts see strassen.py.
 """
 
 
@@ -64,8 +64,8 @@ multiply, x is int16 [blocks, tokens, BLOCK]; for parts, what strassen.py says.
 def _add_quarters(job, row, k, x, tokens, wide, sums):
     """Add the products of block k of four rows, a quarter of all rows apart, with few tokens.
 
-    x is the address of the first token's block. The weights are widened in registers, but for the
-    last columns, less than a STEP: to address wide, with zeros beyond them.
+    x is the address of the first token's block. The weights are widened in registers. Only the last
+    columns, fewer than a STEP, are widened at address wide, with zeros behind them.
     """
     count, quarter = min(BLOCK, job.columns - k), job.rows // QUARTERS
     whole, rest = count // STEP * STEP, count % STEP
@@ -85,7 +85,7 @@ def _add_quarters(job, row, k, x, tokens, wide, sums):
 
 @njit
 def _add_row(job, row, k, x, tokens, wide, sums):
-    """Add the products of block k of a row, which is at address wide if it is widened."""
+    """Add the products of block k of a row; of 4 bits, it is widened already at address wide."""
     count = min(BLOCK, job.columns - k)
     whole = count // STEP * STEP
     weight = job.weight + row * job.columns + k
@@ -101,9 +101,9 @@ def _add_row(job, row, k, x, tokens, wide, sums):
 
 @njit
 def _multiply_quarters(job, row, row_end, wide, sums):
-    """The products of rows [row, row_end) of each quarter with all tokens, written to `out`.
+    """Multiply rows [row, row_end) of each quarter with all tokens; results go to `out`.
 
-    Memory that is read in four places at once, in order, is at its fastest.
+    Memory is read fastest in four places at once, each of them in order.
     """
     sums[:] = 0  # [rows, tokens, 4]
     for r in range(row, row_end):
@@ -125,7 +125,7 @@ def _multiply_quarters(job, row, row_end, wide, sums):
 
 @njit
 def _sum_blocks(job, row, row_end, token, tokens, wide, sums):
-    """Block after block of columns: all rows with the tokens of a tile, then with the next."""
+    """Add up block after block of columns: all rows with the tokens of each tile in turn."""
     for k in range(0, job.columns, BLOCK):
         if job.bits == 4:
             for r in range(row, row_end):
@@ -145,7 +145,7 @@ def _sum_blocks(job, row, row_end, token, tokens, wide, sums):
 
 @njit
 def _multiply_rows(job, row, row_end, token, tokens, wide, sums):
-    """The products of rows [row, row_end) with `tokens` tokens from `token`, written to `out`."""
+    """Multiply rows [row, row_end) with `tokens` tokens from `token` on; results go to `out`."""
     sums[:] = 0  # [tokens / 12, rows, 12]
     _sum_blocks(job, row, row_end, token, tokens, wide.ctypes.data, sums.ctypes.data)
     rows = row_end - row
@@ -159,9 +159,9 @@ def _multiply_rows(job, row, row_end, token, tokens, wide, sums):
 
 @njit
 def _multiply(jobs):
-    """out = x . weight^T, scaled if there is a scale.
+    """Compute out = x . weight^T, scaled if there is a scale.
 
-    Of few tokens, four quarters of the rows at once, and the up to three rows that are left.
+    With few tokens, four quarters of the rows at once, and then up to three rows that are left.
     """
     job = jobs[0]
     quarter = job.rows // QUARTERS if job.tokens <= FEW else 0
@@ -186,7 +186,7 @@ def _multiply(jobs):
 
 @njit
 def _scale(jobs):
-    """out = x, scaled if there is a scale; x is int32 [tokens, rows] and may be where out is."""
+    """Compute out = x, scaled if there is a scale; x, int32 [tokens, rows], may be out itself."""
     job = jobs[0]
     token = claim(jobs.ctypes.data)
     while token < job.tokens:
@@ -196,7 +196,7 @@ def _scale(jobs):
 
 @njit
 def _unpack(jobs):
-    """out = weight, int8 [rows, out_stride] without the padding of 4 bits."""
+    """Compute out = weight, int8 [rows, out_stride], without the padding of 4 bits."""
     job = jobs[0]
     wide = np.empty(BLOCK, np.int16)
     row = claim(jobs.ctypes.data)
@@ -207,10 +207,10 @@ def _unpack(jobs):
 
 
 def _functions(source: int) -> dict[str, Callable[[Any], None]]:
-    """What threads run, by name.
+    """Return the functions that threads run, by name.
 
-    numba's cache on disk looks at this file, and at the variables that a function encloses: thus
-    `source`, a number that is never 0 and changes with the modules beside.
+    numba's cache on disk depends on this file and on the variables that a function encloses. So
+    each encloses `source`, a number that is never 0 and changes with the other modules' text.
     """
 
     def multiply(data):
@@ -239,10 +239,10 @@ def _functions(source: int) -> dict[str, Callable[[Any], None]]:
 
 @functools.cache
 def worker(name: str) -> int:
-    """The address of a compiled function that does a JOB; any number of threads may call it.
+    """Return the address of a compiled function that does a JOB; several threads may call it.
 
-    Compiling takes some seconds, once on a machine: the code is kept in a cache on disk where a
-    directory for it can be written (beside this file, in the user's cache, or NUMBA_CACHE_DIR).
+    Compiling takes some seconds, once on a machine if the code can be cached on disk: beside this
+    file, in the user's cache directory, or in NUMBA_CACHE_DIR.
     """
     files = (inspect.getsource(module).encode() for module in (blocks, strassen, tiles))
     source = zlib.crc32(b"".join(files)) | 1

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of one or four rows of a weight with a few tokens, in registers.
 
-A tile is the product of a row with 1 to 12 tokens, or of four rows with 1 to 3, summed over a
-stretch of K with a register of sums for each pair. Both factors are widened to int16: the sum of
-two such products always fits int32, so nothing saturates, unlike the int8 instruction of AVX2
-(`vpmaddubsw`) that oneDNN uses. LLVM makes `vpmaddwd` of a step on AVX2 and `vpdpwssd` where there
-is VNNI. Both take activations from memory, so with 12 tokens a step is little more than these.
+A tile multiplies a row with 1 to 12 tokens, or four rows with 1 to 3, over a stretch of K, with one
+register of sums for each pair of row and token. Both factors are widened to int16: the sum of two
+such products always fits int32, so nothing saturates, unlike the int8 instruction of AVX2
+(`vpmaddubsw`) that oneDNN uses. LLVM turns a step into `vpmaddwd` on AVX2 and into `vpdpwssd` with
+VNNI. Both read activations from memory, so with 12 tokens a step is little more than these.
 
-It is LLVM code that is generated here, because numba makes these instructions of no loop over more
-than one row. Addresses are integers: `pointer` turns one into what `carray` takes.
+This module generates LLVM code, because numba finds these instructions only in a loop over one row.
+Addresses are integers: `pointer` turns one into a pointer for `carray`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK = 1024  # columns of a tile at most; outliers are indexed by such blocks
-PAIR = 32  # nibbles: a byte holds weight j (low) and j + 16 (high) of 32 neighbours
-STEP = 64  # columns: a tile takes multiples
+PAIR = 32  # weights of 4 bits: a byte holds weight j (low) and j + 16 (high) of 32 neighbours
+STEP = 64  # columns: those of a tile are a multiple
 TOKENS = 12  # of a tile at most: their sums fill the registers, a block of them the first cache
 QUARTERS = 4  # rows of a tile of few tokens
 FEW = TOKENS // QUARTERS
-_AHEAD = 2048  # bytes: memory is slow to answer
+_AHEAD = 2048  # prefetch distance in bytes
 _LANES = 16  # int16 in a register of 256 bits
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -40,33 +40,33 @@ def _shuffle(b: ir.IRBuilder, u: ir.Value, v: ir.Value, lanes: list[int]) -> ir.
 
 
 def _vector(b: ir.IRBuilder, address: ir.Value, kind: ir.VectorType) -> ir.Value:
-    """The vector at an address that need not be aligned."""
+    """Load the vector at an address that need not be aligned."""
     value = b.load(b.inttoptr(address, kind.as_pointer()))
     value.align = 1
     return value
 
 
 def _multiply_pairs(b: ir.IRBuilder, u: ir.Value, v: ir.Value) -> ir.Value:
-    """int16 [16], twice, to int32 [8]: u[2i] * v[2i] + u[2i + 1] * v[2i + 1]."""
+    """Multiply two int16 [16] to int32 [8]: u[2i] * v[2i] + u[2i + 1] * v[2i + 1]."""
     products = b.mul(b.sext(u, _WORDS), b.sext(v, _WORDS), flags=("nsw",))
     even, odd = list(range(0, _LANES, 2)), list(range(1, _LANES, 2))
     return b.add(_shuffle(b, products, products, even), _shuffle(b, products, products, odd))
 
 
 def _totals(b: ir.IRBuilder, sums: list[ir.Value]) -> ir.Value:
-    """Up to four int32 [8] to the int32 [4] of their totals, zeros where there are fewer."""
+    """Add up each of up to four int32 [8]: int32 [4] of totals, zeros where there are fewer."""
 
     def fold(u: ir.Value, v: ir.Value) -> ir.Value:
         even, odd = [0, 2, 8, 10, 4, 6, 12, 14], [1, 3, 9, 11, 5, 7, 13, 15]
         return b.add(_shuffle(b, u, v, even), _shuffle(b, u, v, odd))
 
     one, two, three, four = sums + [ir.Constant(_SUMS, None)] * (4 - len(sums))
-    both = fold(fold(one, two), fold(three, four))  # its halves are to be added
+    both = fold(fold(one, two), fold(three, four))  # the totals are the sums of its two halves
     return b.add(_shuffle(b, both, both, [0, 1, 2, 3]), _shuffle(b, both, both, [4, 5, 6, 7]))
 
 
 def _widen(b: ir.IRBuilder, address: ir.Value, bits: int) -> list[ir.Value]:
-    """The next 16 weights of a row, of 16 or 8 bits, or 32 of 4 bits, as int16 [16] each."""
+    """Load the next 16 weights of 16 or 8 bits, or 32 of 4 bits, as vectors int16 [16]."""
     if bits == 16:
         return [_vector(b, address, _SHORTS)]
     wide = b.sext(_vector(b, address, _BYTES), _SHORTS)
@@ -77,7 +77,7 @@ def _widen(b: ir.IRBuilder, address: ir.Value, bits: int) -> list[ir.Value]:
 
 
 def _prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
-    """Have the cache line at an address, valid or not, brought near."""
+    """Prefetch the cache line at an address, which need not be valid."""
     kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
     read, second_cache, data = _I32(0), _I32(2), _I32(1)
@@ -92,7 +92,7 @@ def _add_columns(
     x: ir.Value,
     sums: list[ir.Value],
 ) -> list[ir.Value]:
-    """The sums of a tile, [tokens, rows], with the products of some columns added."""
+    """Return a tile's sums, [tokens, rows], with the products of some columns added."""
     sums = list(sums)
     for column in range(0, columns, PAIR):
         for r, row in enumerate(rows):
@@ -110,7 +110,7 @@ def _add_columns(
 def _generate_tile(
     b: ir.IRBuilder, rows: int, tokens: int, bits: int, arguments: list[ir.Value]
 ) -> None:
-    """The loop of a tile, and its sums added to what is at `out`, four at a time."""
+    """Generate the loop of a tile; then its sums are added to `out`, four at a time."""
     w, stride, x, count, out = arguments
     before, inside, after = b.block, b.append_basic_block("step"), b.append_basic_block("done")
     b.branch(inside)
@@ -121,7 +121,7 @@ def _generate_tile(
     if rows > 1:
         for row in w_rows:
             _prefetch(b, b.add(row, _I64(_AHEAD)))
-    step = STEP if rows > 1 else PAIR  # in the loop of one row there is no prefetch for each line
+    step = STEP if rows > 1 else PAIR  # one row is not prefetched line by line
     results = _add_columns(b, step, bits, w_rows, b.add(x, b.mul(k, _I64(2))), sums)
     following = b.add(k, _I64(step))
     for phi, result in zip([k, *sums], [following, *results], strict=True):
@@ -137,11 +137,11 @@ def _generate_tile(
 
 
 def _make_tiles(rows: int, bits: int) -> Callable[..., None]:
-    """tiles(tokens, w, stride, x, k, out): out[t, r] += sum of w[r, :k] * x[t, :k].
+    """Return tiles(tokens, w, stride, x, k, out): out[t, r] += sum of w[r, :k] * x[t, :k].
 
-    All but `tokens`, `k` and `stride`, the bytes from one row r to the next, are addresses: w holds
-    weights of 16, 8 or 4 bits, x int16 [tokens, BLOCK], out int32 [tokens, rows], of a multiple of
-    4 numbers; k is a positive multiple of STEP.
+    w, x and out are addresses: w holds weights of 16, 8 or 4 bits, x is int16 [tokens, BLOCK], and
+    out is int32 [tokens, rows], padded to a multiple of 4 numbers. `stride` is the number of bytes
+    from one row of w to the next; k is a positive multiple of STEP.
     """
 
     @intrinsic
@@ -169,14 +169,14 @@ def _make_tiles(rows: int, bits: int) -> Callable[..., None]:
 
 @intrinsic
 def pointer(typing_context, address):
-    """An address as a pointer, for carray."""
+    """Turn an address into a pointer, for carray."""
     generate = lambda context, b, signature, args: b.inttoptr(args[0], _I8.as_pointer())  # noqa: E731
     return types.voidptr(types.int64), generate
 
 
 @intrinsic
 def prefetch(typing_context, address):
-    """Have the cache line at an address, valid or not, brought near."""
+    """Prefetch the cache line at an address, which need not be valid."""
 
     def generate(context, b, signature, args):
         _prefetch(b, args[0])
@@ -187,7 +187,7 @@ def prefetch(typing_context, address):
 
 @intrinsic
 def claim(typing_context, address):
-    """The number at an address, which is raised by one: no two threads get the same."""
+    """Return the number at an address and raise it by one: no two threads get the same."""
 
     def generate(context, b, signature, args):
         return b.atomic_rmw("add", b.inttoptr(args[0], _I64.as_pointer()), _I64(1), "monotonic")

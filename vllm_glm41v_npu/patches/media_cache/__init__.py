@@ -12,18 +12,19 @@ used twice. Should it miss one all the same, that request fails, and the medium 
 the next. This serves both types of cache, "lru" and "shm": vLLM's shared memory counts readers, and
 each refused or aborted request leaves a count that never comes down.
 
-Can go when vLLM's caches survive a request that is refused after its processing, and touching what
+Ends when vLLM's caches survive a request that is refused after its processing, and touching what
 is not there.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
-from vllm_glm41v_npu.patches import is_ours
+from vllm_glm41v_npu.family import is_ours
+from vllm_glm41v_npu.patches import wrap
 
 KEPT_BY_ENGINE = ("lru", "shm")
 MISSING = "missing media:"
@@ -40,7 +41,7 @@ def apply() -> None:
         ("engine_receiver_cache_from_config", _engine_cache),
         ("worker_receiver_cache_from_config", _worker_cache),
     ):
-        _replace(MultiModalRegistry, name, functools.partial(_for_this_model, ours))
+        wrap(MultiModalRegistry, name, partial(_for_this_model, ours))
 
 
 def _for_this_model(ours: Any, known: Any) -> Any:
@@ -84,22 +85,14 @@ def _worker_cache(registry: Any, vllm_config: Any, shared_worker_lock: Any) -> N
 
 
 def _capacity(vllm_config: Any) -> float:
-    """Bytes."""
+    """Return the bytes that the cache may hold."""
     return vllm_config.model_config.get_multimodal_config().mm_processor_cache_gb * (1 << 30)
 
 
-def _replace(owner: type, name: str, wrapper: Any) -> None:
-    """Put `wrapper` around the method that `owner` itself defines, once."""
-    known = vars(owner)[name]
-    if not hasattr(known, "__wrapped__"):
-        setattr(owner, name, functools.wraps(known)(wrapper(known)))
-
-
-@functools.cache
 def _keep_promises() -> None:
     from vllm.multimodal.processing import BaseMultiModalProcessor
 
-    _replace(BaseMultiModalProcessor, "_cached_apply_hf_processor", _keeping_promises)
+    wrap(BaseMultiModalProcessor, "_cached_apply_hf_processor", _keeping_promises)
 
 
 def _keeping_promises(known: Any) -> Any:
@@ -112,7 +105,6 @@ def _keeping_promises(known: Any) -> Any:
     return _cached_apply_hf_processor
 
 
-@functools.cache
 def _hand_over_in_clients() -> None:
     """Decide what is sent in the calls that send a request to the engine, at the last moment."""
     from vllm.v1.engine import core_client
@@ -120,11 +112,11 @@ def _hand_over_in_clients() -> None:
     from vllm.v1.engine.output_processor import OutputProcessor
 
     for client in (core_client.InprocClient, core_client.SyncMPClient):
-        _replace(client, "add_request", _handing_over)
+        wrap(client, "add_request", _handing_over)
     for client in (core_client.AsyncMPClient, core_client.DPAsyncMPClient):
-        _replace(client, "add_request_async", _handing_over_async)
-    _replace(OutputProcessor, "process_outputs", _hearing_what_is_missing)
-    _replace(LLMEngine, "add_request", _forgetting_failed)
+        wrap(client, "add_request_async", _handing_over_async)
+    wrap(OutputProcessor, "process_outputs", _hearing_what_is_missing)
+    wrap(LLMEngine, "add_request", _forgetting_failed)
 
 
 def _handing_over(known: Any) -> Any:
@@ -148,7 +140,7 @@ def _handing_over_async(known: Any) -> Any:
 
 
 def _serves_this_model(client: Any) -> bool:
-    """Whether the engine behind `client`, in this process or another, is of GLM-4.1V."""
+    """Return whether the engine behind `client`, in this process or another, is of GLM-4.1V."""
     owner = client if hasattr(client, "vllm_config") else client.engine_core
     return is_ours(owner.vllm_config.model_config)
 
@@ -179,12 +171,11 @@ def _hearing_what_is_missing(known: Any) -> Any:
     return process_outputs
 
 
-@functools.cache
 def _tell_what_is_missing() -> None:
     """Let the engine's process say which media a failed request lacked."""
     from vllm.v1.engine.core import EngineCoreProc
 
-    _replace(EngineCoreProc, "_handle_request_preproc_error", _telling_what_is_missing)
+    wrap(EngineCoreProc, "_handle_request_preproc_error", _telling_what_is_missing)
 
 
 def _telling_what_is_missing(known: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a float checkpoint to msModelSlim's W8A8, W8A8_DYNAMIC or W8A8S, a block at a time."""
+"""Quantizes a float checkpoint to msModelSlim's W8A8, W8A8_DYNAMIC or W8A8S, a block at a time."""
 
 from vllm_glm41v_npu.quant.quantizer.plan import TYPES, W8A8, W8A8_DYNAMIC, W8A8S, QuantizerError
 from vllm_glm41v_npu.quant.quantizer.quantize import Request, quantize

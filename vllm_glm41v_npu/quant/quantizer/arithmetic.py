@@ -119,10 +119,3 @@ def quant_bias(
             "float with --keep-float."
         )
     return total.round().to(torch.int32)
-
-
-def stored_deq_scale(deq_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the file has it: float32 for bfloat16; for float16 its bits in the low half of int64."""
-    if dtype == torch.float16:
-        return deq_scale.view(torch.int32).to(torch.int64)
-    return deq_scale

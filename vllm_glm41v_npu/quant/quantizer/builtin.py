@@ -80,7 +80,7 @@ def _colour(rng: Generator) -> tuple[int, int, int]:
 
 
 def _gradient(rng: Generator, width: int, height: int) -> Image.Image:
-    """From one colour to another, left to right and top to bottom."""
+    """Return a picture that goes from one colour to another, across and down."""
     start, end = (np.array(_colour(rng), dtype=float) for _ in range(2))
     across, down = np.linspace(0, 0.5, width), np.linspace(0, 0.5, height)
     part = (across[None, :] + down[:, None])[..., None]  # [height, width, 1]

@@ -29,15 +29,15 @@ from vllm_glm41v_npu.quant.quantizer.network import Sample
 from vllm_glm41v_npu.quant.quantizer.plan import QuantizerError
 
 PIXELS = 1024 * 28 * 28
-"""Of a picture, at most: 1,024 tokens. More would take longer and show no other ranges."""
+"""The most pixels of a picture: 1,024 tokens. More would take longer and show no other ranges."""
 
 FRAMES = 16
 FRAMES_PER_SECOND = 2.0
-"""Of the built-in films."""
+"""The rate of the built-in films."""
 
 IMAGE_MARK = "<|begin_of_image|><|image|><|end_of_image|>"
 VIDEO_MARK = "<|begin_of_video|><|video|><|end_of_video|>"
-"""How the model's own template writes media; for a checkpoint without a template."""
+"""Media as the model's own template writes them, for a checkpoint without a template."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was read.
+    """The calibration set as it was read.
 
     Attributes:
         samples: Processed conversations.
@@ -102,7 +102,7 @@ def load(folder: Path, calibration: Path | None, count: int, seed: int) -> Calib
 
 
 def process(processor: Any, conversation: Conversation) -> Sample:
-    """A conversation as the network takes it."""
+    """Return a conversation as the network takes it."""
     images, frames = conversation.images, conversation.frames
     inputs: dict[str, Any] = {}
     if images:

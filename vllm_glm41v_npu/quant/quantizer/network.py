@@ -21,7 +21,8 @@ from transformers.models.glm4v.modeling_glm4v import (
     Glm4vVisionRotaryEmbedding,
 )
 
-from vllm_glm41v_npu.quant.quantizer.plan import TEXT, VISION, Block, Plan
+from vllm_glm41v_npu.checkpoint.names import EMBEDDING, NEWER, disk_name
+from vllm_glm41v_npu.quant.quantizer.plan import Block, Plan
 from vllm_glm41v_npu.quant.quantizer.source import Source
 
 Sample = dict[str, Tensor]
@@ -33,7 +34,7 @@ Observe = Callable[[int, str, Tensor], None]
 
 @dataclass
 class State:
-    """What a block gets for one sample."""
+    """The input of a block for one sample."""
 
     hidden: Tensor
     arguments: dict[str, Any]
@@ -91,7 +92,7 @@ class Network:
             source.check(f"model.{name}", tuple(param.shape))
         text, vision = self.model.language_model, self.model.visual
         self.layers, self.vision_blocks = text.layers, vision.blocks
-        text.embed_tokens = _Rows(source.read(f"{TEXT}embed_tokens.weight"))
+        text.embed_tokens = _Rows(source.read(disk_name(EMBEDDING)))
         text.rotary_emb = Glm4vTextRotaryEmbedding(source.config.text_config)
         settings = source.config.vision_config
         head_size = settings.hidden_size // settings.num_heads
@@ -105,7 +106,7 @@ class Network:
         """
         vision, text = self.model.visual, self.model.language_model
         text.layers = nn.ModuleList([_Stop()])
-        with self._filled_outside_blocks(vision, VISION):
+        with self._filled_outside_blocks(vision, NEWER.vision):
             vision.blocks = nn.ModuleList([_Stop()])
             states = [self._reach(sample) for sample in self.samples]
             # A sample without pictures is at the decoder already.

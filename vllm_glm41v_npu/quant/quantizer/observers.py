@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is remembered of a layer's inputs, and the range that follows from it."""
+"""The memory of a layer's inputs, and the range that follows from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MSE_VALUES = 1 << 19
 
 
 def choose_rows(length: int, count: int, seed: int) -> Tensor:
-    """Which of a sample's tokens are kept, about `count` of them: int64 [kept], ascending."""
+    """Choose the tokens of a sample that are kept, about `count`: int64 [kept], ascending."""
     some = np.random.default_rng(seed).choice(length, min(count, length), replace=False)
     return torch.from_numpy(np.union1d(some, np.arange(min(FIRST_TOKENS, length))))
 
@@ -64,7 +64,7 @@ class Observer:
         return self._rows[0]
 
     def smoothed(self, smooth: Tensor) -> Observer:
-        """As if every input had been divided by `smooth`, float32 [K] > 0."""
+        """Return the observer of inputs that are divided by `smooth`, float32 [K] > 0."""
         other = Observer(self._with_products)
         other.low, other.high = self.low / smooth, self.high / smooth
         other.tokens = self.tokens
@@ -79,12 +79,12 @@ Estimator = Callable[[Observer, torch.dtype], tuple[Tensor, Tensor]]
 
 
 def minmax(observer: Observer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """All values of all tokens."""
+    """Return the range of all values of all tokens."""
     return observer.low.min(), observer.high.max()
 
 
 def percentile(observer: Observer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """All but 0.01% of the kept tokens' values at either end."""
+    """Return the range of the kept tokens' values without 0.01% at either end."""
     ends = np.percentile(observer.rows.numpy(), (100 - PERCENTILE, PERCENTILE))
     low, high = torch.from_numpy(ends).float()
     return low, high

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which linear layers are quantized, and which of them see the same input.
+"""The plan: which linear layers are quantized, and which of them take the same input.
 
 vLLM runs q, k and v of a decoder layer as one layer, and gate and up of the vision tower as
 another, so the parts of a group have one type, one input scale and one input offset.
@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-TEXT = "model.language_model."
-VISION = "model.visual."
+from vllm_glm41v_npu.checkpoint.description import DYNAMIC as W8A8_DYNAMIC
+from vllm_glm41v_npu.checkpoint.description import SPARSE as W8A8S
+from vllm_glm41v_npu.checkpoint.description import W8A8
+from vllm_glm41v_npu.checkpoint.names import NEWER, layer_parts
 
-W8A8 = "W8A8"
-W8A8_DYNAMIC = "W8A8_DYNAMIC"
-W8A8S = "W8A8S"
 TYPES = (W8A8, W8A8_DYNAMIC, W8A8S)
 
 QUANTIZED = ("*.self_attn.?_proj", "*.layers.*.mlp.gate_up_proj")
-"""What msModelSlim's script for GLM-4.1V quantizes."""
+"""Patterns of the layers that msModelSlim's script for GLM-4.1V quantizes."""
 
 
 class QuantizerError(ValueError):
@@ -61,7 +60,7 @@ class Block:
 
 
 TEXT_LAYER = (
-    Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
+    Group(layer_parts("self_attn.qkv_proj"), "input_layernorm"),
     Group(("self_attn.o_proj",)),
     Group(("mlp.gate_up_proj",), "post_attention_layernorm"),
     Group(("mlp.down_proj",)),
@@ -69,15 +68,15 @@ TEXT_LAYER = (
 VISION_BLOCK = (
     Group(("attn.qkv",), "norm1"),
     Group(("attn.proj",)),
-    Group(("mlp.gate_proj", "mlp.up_proj"), "norm2"),
+    Group(layer_parts("mlp.gate_up_proj"), "norm2"),
     Group(("mlp.down_proj",)),
 )
-MERGER = (Group(("proj",)), Group(("gate_proj", "up_proj")), Group(("down_proj",)))
+MERGER = (Group(("proj",)), Group(layer_parts("gate_up_proj")), Group(("down_proj",)))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is quantized, in the order of the forward pass."""
+    """The blocks with their quantized layers, in the order of the forward pass."""
 
     vision: tuple[Block, ...]
     merger: Block
@@ -94,10 +93,10 @@ class Plan:
 
 
 def make_plan(config: Any, quantize: Sequence[str] = (), keep_float: Sequence[str] = ()) -> Plan:
-    """The default set and what matches `quantize`, without what matches `keep_float`.
+    """Return the default set and what matches `quantize`, without what matches `keep_float`.
 
     Args:
-        config: The checkpoint's config, as `vllm_glm41v_npu.checkpoint.config` reads it.
+        config: The checkpoint's config, as `processing.hf_config` reads it.
         quantize: fnmatch patterns of full module names, such as `*.mlp.down_proj`.
         keep_float: Likewise, such as `model.language_model.layers.0.*`.
 
@@ -105,9 +104,9 @@ def make_plan(config: Any, quantize: Sequence[str] = (), keep_float: Sequence[st
         QuantizerError: A pattern matches no layer, or splits a group; or nothing is left.
     """
     depth, layers = config.vision_config.depth, config.text_config.num_hidden_layers
-    vision = [Block(f"{VISION}blocks.{index}.", VISION_BLOCK) for index in range(depth)]
-    merger = Block(f"{VISION}merger.", MERGER)
-    text = [Block(f"{TEXT}layers.{index}.", TEXT_LAYER) for index in range(layers)]
+    vision = [Block(f"{NEWER.vision}blocks.{index}.", VISION_BLOCK) for index in range(depth)]
+    merger = Block(f"{NEWER.vision}merger.", MERGER)
+    text = [Block(f"{NEWER.text}layers.{index}.", TEXT_LAYER) for index in range(layers)]
     names = [name for block in (*vision, merger, *text) for name in block.modules]
     for pattern in (*quantize, *keep_float):
         _require_match(pattern, names)
@@ -138,7 +137,7 @@ def _require_match(pattern: str, names: Sequence[str]) -> None:
 
 
 def _only(block: Block, wanted: set[str]) -> Block:
-    """The block with the groups that are wanted."""
+    """Return the block with the groups that are wanted."""
     groups = []
     for group in block.groups:
         parts = [block.prefix + module in wanted for module in group.modules]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way: read, calibrate, quantize, write."""
+"""Quantizes a checkpoint: reads, calibrates, quantizes and writes it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to quantize, and how.
+    """One order to quantize a checkpoint.
 
     Attributes:
         source: The folder of the float checkpoint.
@@ -95,7 +95,7 @@ def quantize(request: Request, progress: Progress = lambda *_: None) -> Report:
 
 
 def _check(request: Request) -> None:
-    """What can be wrong with a request by itself."""
+    """Check what can be wrong with a request by itself."""
     settings = request.settings
     if request.output.exists():
         raise QuantizerError(
@@ -120,7 +120,7 @@ def _require_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 def _dtype(request: Request, source: Source) -> torch.dtype:
-    """What the output runs in."""
+    """Return the dtype that the output runs in."""
     sparse = request.type == W8A8S
     if request.dtype is None:
         return source.dtype if source.dtype == torch.bfloat16 and not sparse else torch.float16
@@ -216,7 +216,7 @@ class _Run:
         self.writer.add(name, self._float(name, self.source.read(name)))
 
     def _float(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor that stays float, in the output's dtype.
+        """Return a tensor that stays float, in the output's dtype.
 
         Raises:
             QuantizerError: It is too large for float16.
@@ -247,7 +247,7 @@ class _Run:
     def _group(
         self, block: Block, group: Group, module: nn.Module
     ) -> tuple[dict[str, Tensor], list[LayerReport]]:
-        """A group's tensors, with its norm's, by their names in the block; and what to report."""
+        """Return a group's tensors, with its norm's, by names in the block; and its report."""
         observer = self._observer(block, group)
         linears = [module.get_submodule(name) for name in group.modules]
         weights = [layer.get_parameter("weight") for layer in linears]

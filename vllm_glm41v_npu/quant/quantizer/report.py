@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization did to each layer."""
+"""The report: the effect of quantization on each layer."""
 
 from __future__ import annotations
 

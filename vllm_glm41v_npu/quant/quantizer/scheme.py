@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from vllm_glm41v_npu.quant.quantizer import arithmetic, sparse
-from vllm_glm41v_npu.quant.quantizer.arithmetic import (
-    InputScale,
-    dynamic_input,
-    round_up,
-    stored_deq_scale,
+from vllm_glm41v_npu.checkpoint.names import (
+    DEQ_SCALE,
+    INPUT_OFFSET,
+    INPUT_SCALE,
+    QUANT_BIAS,
+    WEIGHT_OFFSET,
+    WEIGHT_SCALE,
 )
+from vllm_glm41v_npu.quant.quantizer import arithmetic, sparse
+from vllm_glm41v_npu.quant.quantizer.arithmetic import InputScale, dynamic_input, round_up
 from vllm_glm41v_npu.quant.quantizer.observers import ESTIMATORS, Observer
 from vllm_glm41v_npu.quant.quantizer.plan import W8A8, W8A8_DYNAMIC, W8A8S
+from vllm_glm41v_npu.quant.scales import stored_scale
 
 ERROR_ROWS = 512
 """Kept tokens on which a layer's error is measured, at most."""
@@ -25,7 +29,7 @@ ERROR_ROWS = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """How layers are quantized.
+    """The numbers by which layers are quantized.
 
     Attributes:
         type: One of `plan.TYPES`.
@@ -84,19 +88,19 @@ class Layer:
     input_scale: InputScale | None
 
     def output(self, x: Tensor) -> Tensor:
-        """What it computes for x, without its bias: [tokens, K] to [tokens, N]."""
+        """Compute its output for x, without its bias: [tokens, K] to [tokens, N]."""
         return linear(restored_input(x, self.input_scale), self.integers * self.scale)
 
     def tensors(self, name: str, bias: Tensor | None, settings: Settings) -> dict[str, Tensor]:
-        """Its tensors in the file, by the last part of their names; `bias` itself not among them.
+        """Return its tensors in the file by their suffixes; `bias` itself is not among them.
 
         Raises:
             QuantizerError: The bias does not fit.
         """
         stored = {"weight": self.integers.to(torch.int8)}
         if settings.type != W8A8S:
-            stored["weight_scale"] = self.scale.to(settings.dtype)
-            stored["weight_offset"] = torch.zeros_like(stored["weight_scale"])
+            stored[WEIGHT_SCALE] = self.scale.to(settings.dtype)
+            stored[WEIGHT_OFFSET] = torch.zeros_like(stored[WEIGHT_SCALE])
         if self.input_scale is None:
             return stored
         scale, offset = self.input_scale.scale, self.input_scale.offset
@@ -105,10 +109,10 @@ class Layer:
         deq_scale = scale * self.scale[:, 0]
         bias_steps = arithmetic.quant_bias(self.integers, bias, deq_scale, offset, name)
         return stored | {
-            "input_scale": scale.to(kept, copy=True),  # q, k and v share one
-            "input_offset": offset.to(kept, copy=True),
-            "quant_bias": bias_steps,
-            "deq_scale": stored_deq_scale(deq_scale, settings.dtype),
+            INPUT_SCALE: scale.to(kept, copy=True),  # q, k and v share one
+            INPUT_OFFSET: offset.to(kept, copy=True),
+            QUANT_BIAS: bias_steps,
+            DEQ_SCALE: stored_scale(deq_scale, settings.dtype),
         }
 
 

@@ -12,26 +12,17 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from vllm_glm41v_npu.checkpoint.config import ConfigError, Glm4vConfig
+from vllm_glm41v_npu.checkpoint.config import ConfigError
 from vllm_glm41v_npu.checkpoint.description import find as find_description
 from vllm_glm41v_npu.checkpoint.folder import FLOATS, Checkpoint
-from vllm_glm41v_npu.quant.quantizer.plan import TEXT, VISION, QuantizerError
-
-COMPUTED = (".inv_freq", ".position_ids")  # written by some trainers, never read
-
-
-def full_name(name: str) -> str:
-    """A tensor's name as transformers 5 has it; older files lack a part of it."""
-    if name.startswith((TEXT, VISION, "lm_head.")):
-        return name
-    if name.startswith("visual."):
-        return "model." + name
-    return TEXT + name.removeprefix("model.")
+from vllm_glm41v_npu.checkpoint.names import COMPUTED_SUFFIXES, disk_name, network_name
+from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
+from vllm_glm41v_npu.quant.quantizer.plan import QuantizerError
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor is, and what it is like."""
+    """A tensor's place, dtype and shape."""
 
     file: str
     disk_name: str
@@ -40,7 +31,7 @@ class Entry:
 
 
 class Source:
-    """The float checkpoint in `folder`.
+    """The float checkpoint in `folder`; names are as transformers writes them now.
 
     Raises:
         QuantizerError: It has no config or no weights, is quantized already, or a weight file is
@@ -66,7 +57,7 @@ class Source:
         self.entries = self._entries(checkpoint)
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor as it is on disk, mapped and not copied where the system allows it."""
+        """Return a tensor as it is on disk, mapped and not copied where the system allows it."""
         entry = self.entries[name]
         if entry.file not in self._open:
             self._open[entry.file] = safe_open(self.folder / entry.file, framework="pt")
@@ -78,9 +69,10 @@ class Source:
         module.load_state_dict(state, assign=True)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """
+        """Check that a tensor is there.
+
         Raises:
-            QuantizerError: The tensor is missing or has another shape.
+            QuantizerError: It is missing or has another shape.
         """
         entry = self.entries.get(name)
         if entry is None or entry.shape != shape:
@@ -107,7 +99,7 @@ class Source:
             )
         entries = {}
         for name, tensor in checkpoint.tensors.items():
-            if name.endswith(COMPUTED):
+            if name.endswith(COMPUTED_SUFFIXES):
                 continue
             if tensor.dtype not in FLOATS:
                 raise QuantizerError(
@@ -115,5 +107,5 @@ class Source:
                     f"checkpoint holds {', '.join(FLOATS)} only. Give the float checkpoint."
                 )
             dtype = getattr(torch, FLOATS[tensor.dtype])
-            entries[full_name(name)] = Entry(tensor.file, name, dtype, tensor.shape)
+            entries[disk_name(network_name(name))] = Entry(tensor.file, name, dtype, tensor.shape)
         return entries

@@ -18,7 +18,7 @@ from vllm_glm41v_npu.quant.quantizer.arithmetic import MOST
 
 LEAST_4_BIT, MOST_4_BIT = -8.0, 7.0
 HALF_RANGE = 7.5
-"""In steps: what is nearer to zero rounds into 4 bits, on either side."""
+"""The bound in steps: a value nearer to zero rounds into 4 bits, on either side."""
 
 DAMPING = 0.01
 """Added to the diagonal, as a part of its mean (GPTQ's own value)."""
@@ -47,7 +47,7 @@ def scale_of_bulk(weight: Tensor, fraction: float, sigma: float) -> Tensor:
 
 
 def outliers(steps: Tensor) -> Tensor:
-    """Which weights, in steps, do not fit 4 bits: bool of the same shape."""
+    """Find the weights, in steps, that do not fit 4 bits: bool of the same shape."""
     rounded = steps.round()
     return (rounded < LEAST_4_BIT) | (rounded > MOST_4_BIT)
 
@@ -66,7 +66,7 @@ def round_sparse(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def round_compensated(weight: Tensor, scale: Tensor, products: Tensor) -> Tensor:
-    """Like `round_sparse`, with the error of the output made small.
+    """Round as `round_sparse`, and make the error of the output small.
 
     The bulk stays in 4 bits, also where compensation moves it.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quantized checkpoint, written part by part, and seen by nobody before it is whole."""
+"""Writes the quantized checkpoint part by part, under a name that nobody sees until it is whole."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from vllm_glm41v_npu.checkpoint.folder import INDEX
 from vllm_glm41v_npu.quant.quantizer.plan import QuantizerError
 
 SHARD_BYTES = 2 << 30
-"""A file is written once so much has come together, so this much is in memory too."""
+"""The size at which a file is written; so much is in memory too."""
 
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".md")
 SPARE_BYTES = 64 << 20
-"""For the tokenizer and the other small files."""
+"""Room for the tokenizer and the other small files."""
 
 
 @contextmanager
@@ -56,7 +56,8 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def require_space(output: Path, needed: int) -> None:
-    """
+    """Check that there is room on a disk.
+
     Raises:
         QuantizerError: The disk of `output` has less than `needed` bytes to spare.
     """
@@ -143,7 +144,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_config(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> None:
-    """config.json as it was, but for the dtype that the scales were made for."""
+    """Write config.json as it was, but for the dtype that the scales were made for."""
     name = str(dtype).removeprefix("torch.")
     changed = settings | {"dtype": name, "torch_dtype": name}
     for part in ("text_config", "vision_config"):

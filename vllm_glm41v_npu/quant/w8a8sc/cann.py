@@ -22,14 +22,14 @@ from vllm_glm41v_npu.quant.w8a8sc.container import TILING, Compressed, check_con
 
 VARIABLE = "GLM41V_CANN_COMPRESSOR"
 BUILT = "pytorch/weight_compression/compress_graph/build/compress_excutor"
-"""Where msModelSlim's build script puts the program, within the package."""
+"""The place in the package where msModelSlim's build script puts the program."""
 
 FRACTAL_N, FRACTAL_K = 16, 32
 OPTIONS = ("1", "1", "1", "0", "0")
 """isTight (eight bytes for a block's index), k_value, n_value, compressType (W8A8S), isTiling."""
 
 SECONDS = 600
-"""For one weight, as msModelSlim allows."""
+"""The time limit for one weight, as msModelSlim has it."""
 
 
 class CompressorError(RuntimeError):
@@ -37,7 +37,7 @@ class CompressorError(RuntimeError):
 
 
 def find_compressor(given: Path | None = None) -> Path:
-    """The program: the one given, else what VARIABLE names, else that of an installed msModelSlim.
+    """Return the program: the one given, else VARIABLE's, else that of an installed msModelSlim.
 
     Raises:
         CompressorError: There is none, or it cannot be run.
@@ -71,7 +71,7 @@ def _from_msmodelslim() -> Path | None:
 
 
 def to_nz(weight: torch.Tensor) -> torch.Tensor:
-    """An int8 weight [N, K] in the chip's fractal order: [K / 32, N / 16, 16, 32], zeros added."""
+    """Return an int8 weight [N, K] in fractal order: [K / 32, N / 16, 16, 32], zeros added."""
     n, k = weight.shape
     weight = pad(weight, (0, -k % FRACTAL_K, 0, -n % FRACTAL_N))
     # [N, K] -> [N / 16, 16, K / 32, 32] -> [K / 32, N / 16, 16, 32]

@@ -29,7 +29,7 @@ from vllm_glm41v_npu.quant.w8a8sc.shards import ShardWriter
 REPORT = "compression_report.json"
 LARGE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 NOT_COPIED = ("quant_model_description", "ori_quant_model_", "parameters_type_map.json", REPORT)
-"""What the names of files begin with that would be wrong beside the shards."""
+"""Beginnings of the names of files that would be wrong beside the shards."""
 
 Encode = Callable[[torch.Tensor], Compressed]
 
@@ -78,7 +78,7 @@ class Compressor:
         self.layers: list[Layer] = []
 
     def add(self, rank: int, name: str, tensor: torch.Tensor) -> None:
-        """One tensor; int8 matrices are compressed, all else is kept as it is."""
+        """Take one tensor; int8 matrices are compressed, all else is kept as it is."""
         if tensor.dtype != torch.int8 or tensor.dim() != 2:
             self.writers[rank].add(name, tensor)
             return
@@ -91,7 +91,7 @@ class Compressor:
         self.on_layer(self.layers[-1])
 
     def finish(self, description: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the rest and the description; the report, which is written too.
+        """Write the rest, the description and the report, and return the report.
 
         Args:
             description: That of the W8A8S checkpoint, with the entries that stay.
@@ -126,7 +126,7 @@ class Compressor:
 
 
 def described(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of the shards: `.weight` of W8A8S is W8A8SC, all else stays."""
+    """Return the description of the shards: `.weight` of W8A8S is W8A8SC, all else stays."""
     types = {
         name: COMPRESSED if kind == SPARSE and name.endswith(".weight") else kind
         for name, kind in description.items()
@@ -136,13 +136,13 @@ def described(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_description(description: Description | None, folder: Path) -> Description:
-    """The description of a W8A8S checkpoint; raises CompressionError where it is another's."""
+    """Return the description of a W8A8S checkpoint; raise CompressionError where it is another."""
     if description is None:
         raise CompressionError(
             f"{folder} holds no {DESCRIPTION}. Give a {SPARSE} checkpoint of msModelSlim or of "
             "`glm41v quantize`; beside shards that vLLM saved, copy the checkpoint's own files."
         )
-    others = {kind for kind in description.types.values() if kind not in ("FLOAT", SPARSE)}
+    others = {kind for kind in description.on_disk.values() if kind not in ("FLOAT", SPARSE)}
     if description.kind != SPARSE or others:
         found = ", ".join(sorted({description.kind, *others}))
         raise CompressionError(
@@ -215,7 +215,7 @@ def _disk_is_full(error: Exception) -> bool:
 
 
 def copy_small_files(source: Path, folder: Path) -> None:
-    """Config, tokenizer, template: all that is neither weights nor written anew."""
+    """Copy config, tokenizer and template: all that is neither weights nor written anew."""
     for path in sorted(source.iterdir()):
         if (
             path.is_file()

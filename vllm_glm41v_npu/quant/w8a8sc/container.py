@@ -61,16 +61,16 @@ class Checksum:
 
     @classmethod
     def from_json(cls, value: Any) -> Checksum:
-        """From what `to_json` returned."""
+        """Return the checksum that `to_json` has written."""
         return cls(int(value["stored"], 16), int(value["decoded"], 16))
 
     def to_json(self) -> dict[str, str]:
-        """Both as eight hexadecimal digits."""
+        """Return both as eight hexadecimal digits."""
         return {"stored": f"{self.stored:08x}", "decoded": f"{self.decoded:08x}"}
 
 
 def crc(tensor: torch.Tensor, start: int = 0) -> int:
-    """CRC32 of the tensor's bytes, going on from `start`."""
+    """Return the CRC32 of the tensor's bytes, going on from `start`."""
     return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, start)
 
 
@@ -82,7 +82,7 @@ def stored_crc(compressed: Compressed) -> int:
 
 
 def index_length(n: int, k: int) -> int:
-    """Bytes of the index of a weight [n, k]."""
+    """Return the bytes of the index of a weight [n, k]."""
     return INDEX_BYTES * -(-k // BLOCK_K) * -(-n // BLOCK_N)
 
 
@@ -91,7 +91,7 @@ def make_info(n: int, k: int) -> torch.Tensor:
 
 
 def blocks(n: int, k: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of each block of a weight [n, k], in the order of the index."""
+    """Yield rows and columns of each block of a weight [n, k], in the order of the index."""
     for row in range(0, n, BLOCK_N):
         for column in range(0, k, BLOCK_K):
             yield (
@@ -101,7 +101,7 @@ def blocks(n: int, k: int) -> Iterator[tuple[slice, slice]]:
 
 
 def check_container(name: str, compressed: Compressed) -> tuple[int, int]:
-    """(N, K) of the weight called `name`, whose three tensors fit each other.
+    """Return (N, K) of the weight called `name`, whose three tensors fit each other.
 
     Raises:
         ContainerError: They do not.
@@ -136,7 +136,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, size: int
 
 
 def check_stored(name: str, compressed: Compressed, checksum: Checksum) -> None:
-    """Raises ContainerError where the three tensors are not those that were written."""
+    """Raise ContainerError where the three tensors are not those that were written."""
     found = stored_crc(compressed)
     if found != checksum.stored:
         raise ContainerError(
@@ -146,7 +146,7 @@ def check_stored(name: str, compressed: Compressed, checksum: Checksum) -> None:
 
 
 def check_decoded(name: str, weight: torch.Tensor, checksum: Checksum) -> None:
-    """Raises ContainerError where the decoded weight [N, K] is not the one that was encoded."""
+    """Raise ContainerError where the decoded weight [N, K] is not the one that was encoded."""
     found = crc(weight)
     if found != checksum.decoded:
         raise ContainerError(

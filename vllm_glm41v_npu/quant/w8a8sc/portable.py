@@ -65,7 +65,7 @@ def encode(weight: torch.Tensor) -> Compressed:
 
 
 def decode(name: str, compressed: Compressed, checksum: Checksum) -> torch.Tensor:
-    """The int8 weight [N, K] that `encode` was given.
+    """Return the int8 weight [N, K] that `encode` was given.
 
     Args:
         name: What messages call it, with no suffix.
@@ -126,14 +126,14 @@ def _unpack(name: str, piece: np.ndarray, size: int) -> np.ndarray:
 
 
 def _parallel(function: Callable[[Any], Any], tasks: Iterable[Any]) -> list[Any]:
-    """`function` of each of the tasks, in order, on every core this process may use."""
+    """Return `function` of each task, in order, on every core this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(cores) as pool:
         return list(pool.map(function, tasks))
 
 
 def entropy_bytes(weight: torch.Tensor) -> float:
-    """The least that a code without context can bring the blocks of an int8 weight [N, K] to.
+    """Return the least size that a code without context gives to an int8 weight [N, K], in bytes.
 
     Order-0 entropy: each block has its own table of frequencies, which costs nothing here.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a folder of W8A8SC shards was made: the record in the description beside them.
+"""The record of how a folder of W8A8SC shards was made, in the description beside them.
 
 vLLM's loader copies whatever fits into a parameter, so shards made for another split, for another
 layout of the network or for another decoder would be served wrong in silence. Neither torch nor
@@ -28,9 +28,9 @@ CANN = "cann"
 CODECS = (PORTABLE, CANN)
 
 LAYOUT = {"rope_rows": "half", "patch_embed": "proj and motion"}
-"""How these shards differ from the checkpoint's tensors, beside being fused and split: the order of
-the q and k rows, and what `models.weights.fold_patch_embed` does. Shards with another entry are
-refused; a change of a layout needs a new word."""
+"""The layouts that are not the checkpoint's: the order of the q and k rows, and the result of
+`models.convert.fold_patch_embed`. Shards with another entry are refused; a change of a layout needs
+a new word."""
 
 MAKE = "Make them with `glm41v compress` from the W8A8S checkpoint."
 
@@ -41,7 +41,7 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """How a folder of shards was made.
+    """The record of one folder.
 
     codec: one of CODECS.
     tp_size: ranks that the weights are split over.
@@ -77,7 +77,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """The record of the shards in `folder`.
+        """Return the record of the shards in `folder`.
 
         Raises:
             ShardError: There is none, or this version does not know what it says.
@@ -108,17 +108,17 @@ class Record:
         return record
 
     def check_backend(self, backend: Backend) -> None:
-        """Raises ShardError where `backend` does not decode these shards."""
-        if backend.is_ascend and backend.name != ATLAS_310P.name:
+        """Raise ShardError where `backend` does not decode these shards."""
+        readable = backend.w8a8sc_codec
+        if readable is None:
             raise ShardError(
                 f"These are shards of {COMPRESSED}, which {ATLAS_310P.name} and CPUs run, and "
                 f"{backend.name} does not. Use a float, W8A8, W8A8S or W8A8_DYNAMIC checkpoint "
                 "there."
             )
-        readable = CANN if backend.is_ascend else PORTABLE
-        if self.codec != readable:
+        if self.codec.partition("-")[0] != readable:
             raise ShardError(
                 f"These shards are compressed with the codec {self.codec}, and {backend.name} "
                 f"decodes {readable} alone. Compress the W8A8S checkpoint that they come from "
-                f"again, with --codec {readable.partition('-')[0]}."
+                f"again, with --codec {readable}."
             )

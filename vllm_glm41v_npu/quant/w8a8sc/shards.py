@@ -25,11 +25,11 @@ PATTERN = "model-rank-{rank}-part-{part}.safetensors"
 """vLLM's ShardedStateLoader.DEFAULT_PATTERN."""
 
 PART_BYTES = 512 << 20
-"""At which a file is full; what writing holds in memory."""
+"""The size at which a file is full, and which writing holds in memory."""
 
 
 def check_shards(folder: Path, tp_size: int, encoder_tp_mode: str = "weights") -> Record:
-    """How the shards in `folder` were made, once they fit this network and this many ranks.
+    """Check that shards fit this network and this many ranks, and return their record.
 
     Reads the description and the headers of the files; no weight.
 
@@ -81,7 +81,7 @@ class Stored:
 
 
 def stored_weights(folder: Path, rank: int) -> dict[str, Stored]:
-    """The compressed weights of one rank by their layers' names in vLLM; no weight is read."""
+    """Return the compressed weights of one rank by their layers' names; no weight is read."""
     found = {}
     for file in Record.read(folder).files[rank]:
         tensors = read_header(folder / file)
@@ -124,7 +124,7 @@ def _open(path: Path) -> Any:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What a file says of itself."""
+    """Return what a file says of itself."""
     with _open(path) as file:
         metadata = file.metadata() or {}
     if RECORD not in metadata:
@@ -158,7 +158,7 @@ class ShardWriter:
         self._size = 0
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """One tensor, which stays as it is until it is written."""
+        """Take one tensor, which stays as it is until it is written."""
         self._tensors[name] = tensor.contiguous()
         self._size += tensor.nbytes
         self.nbytes += tensor.nbytes
@@ -166,7 +166,7 @@ class ShardWriter:
             self._flush()
 
     def add_compressed(self, layer: str, compressed: Compressed, checksum: Checksum) -> None:
-        """The three tensors of a weight, always in one file."""
+        """Take the three tensors of a weight, which go into one file."""
         self._checksums[f"{layer}.weight"] = checksum.to_json()
         for part in ("info", "index"):
             self._tensors[f"{layer}.{part}"] = getattr(compressed, part)
@@ -175,7 +175,7 @@ class ShardWriter:
         self.add(f"{layer}.weight", compressed.weight)
 
     def close(self) -> tuple[str, ...]:
-        """Write what is left; the names of all files."""
+        """Write what is left, and return the names of all files."""
         if self._tensors:
             self._flush()
         return tuple(self.files)

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MindIE's routes beside vLLM's: `--middleware vllm_glm41v_npu.serving.mindie.MindIERoutes`."""
+"""MindIE's routes beside vLLM's: `--middleware vllm_glm41v_npu.serving.mindie.MindIERoutes`.
 
-from typing import Any
+A request comes into `routes`; `request` (by the tables in `fields`) or `chat` translate it for
+vLLM; `answer` takes vLLM's answer and sends what `reply` and `errors` make of it. `config` is about
+MindIE's config.json, for `glm41v serve`.
+"""
 
+from vllm_glm41v_npu.serving.mindie.routes import MindIERoutes
 
-def __getattr__(name: str) -> Any:
-    """`MindIERoutes`, loaded when it is asked for: `config` is read where no server runs."""
-    if name == "MindIERoutes":
-        from vllm_glm41v_npu.serving.mindie.routes import MindIERoutes
-
-        return MindIERoutes
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["MindIERoutes"]

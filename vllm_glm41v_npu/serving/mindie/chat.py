@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MindIE takes on `/v1/chat/completions` and vLLM does not, put into vLLM's words."""
+"""MindIE's own forms in a body of `/v1/chat/completions`, put into vLLM's."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from vllm_glm41v_npu.serving.mindie.request import PICTURE, VIDEO, media_url
 
-_MINDIES = {
+_MINDIE_FORMS = {
     b'_url"': re.compile(rb'\s*:\s*"'),
     b'"do_sample"': re.compile(rb"\s*:\s*false"),
 }
-"""The end of a key of MindIE's, and what follows it in a body that is not vLLM's own."""
+"""The end of a key, and what follows it in a body that has MindIE's form of it."""
 
 
 def chat_body(data: bytes) -> bytes:
-    """A body for vLLM: media as objects, and greedy where `do_sample` is false.
+    """Return a body for vLLM: media as objects, and greedy where `do_sample` is false.
 
-    MindIE itself reads no `do_sample` here, and samples. A body with neither stays as it is, also
-    one that is no JSON: vLLM says so.
+    MindIE itself reads no `do_sample` here, and samples. A body with neither stays as it is, and so
+    does one that is no JSON, which vLLM refuses.
 
     Raises Refused about a string that names no medium.
     """
@@ -43,8 +43,8 @@ def chat_body(data: bytes) -> bytes:
 
 
 def _has_forms(data: bytes) -> bool:
-    """Whether a body has to be parsed; finding keys takes less than copying the body."""
-    for key, follows in _MINDIES.items():
+    """Return True where a body has to be parsed; looking for keys is faster than parsing."""
+    for key, follows in _MINDIE_FORMS.items():
         place = data.find(key)
         while place >= 0:
             end = place + len(key)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MindIE's config.json: which of its keys mean what for `vllm serve`, and which mean nothing.
+"""MindIE's config.json: the meaning of its keys for `vllm serve`, and the keys without one.
 
 Source: MindIE-LLM 8b4871ad, src/server/conf/config.json and
 docs/zh/user_guide/user_manual/service_parameter_configuration.md.
@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vllm_glm41v_npu.backends import VISIBLE_NPUS
 from vllm_glm41v_npu.decoding.settings import speculative_config
 from vllm_glm41v_npu.serving.command import SettingsError
 from vllm_glm41v_npu.serving.mindie.fields import TYPES
+from vllm_glm41v_npu.serving.mindie.request import MAX_BODY_MB
 
 SERVER, BACKEND = "ServerConfig", "BackendConfig"
 DEPLOY, SCHEDULE = f"{BACKEND}.ModelDeployConfig", f"{BACKEND}.ScheduleConfig"
@@ -22,7 +24,7 @@ MODEL = f"{DEPLOY}.ModelConfig"
 
 
 class Key(NamedTuple):
-    """A key that has a meaning: a field of Settings, and its type."""
+    """A key that has a meaning: its field of Settings, its type, and vLLM's option in words."""
 
     field: str
     kind: type
@@ -46,11 +48,11 @@ TRANSLATED = {
 }
 
 ALL_THAT_IS_FREE = (f"{MODEL}.npuMemSize", -1)
-"""MindIE's way to ask for what vLLM does if it is told nothing."""
+"""MindIE's value for "all that is free", which is vLLM's default."""
 
 CHECKED = {
     f"{SERVER}.httpsEnabled": "has to be false; for HTTPS give vLLM --ssl-certfile, --ssl-keyfile",
-    f"{BACKEND}.npuDeviceIds": "ASCEND_RT_VISIBLE_DEVICES",
+    f"{BACKEND}.npuDeviceIds": VISIBLE_NPUS,
     f"{MODEL}.plugin_params": "memory_decoding is --speculative-config, other plugins are nothing",
     f"{MODEL}.models": "stream_options.micro_batch is --additional-config, the rest means nothing",
     f"{MODEL}.speculationGamma": "has to be decoding_length or more, and means nothing else",
@@ -71,18 +73,18 @@ WITHOUT_MEANING = {
     f"{SERVER}.openAiSupport": "the OpenAI routes are vLLM's",
     f"{SERVER}.tokenTimeout": "vLLM has no limit of time",
     f"{SERVER}.e2eTimeout": "vLLM has no limit of time",
-    f"{SERVER}.maxRequestLength": "/generate takes 40 MB",
+    f"{SERVER}.maxRequestLength": f"/generate takes {MAX_BODY_MB} MB",
     f"{SERVER}.interComm": "one server needs no others",
     f"{SERVER}.HealthCheckConfig": "/health asks the engine",
-    f"{SERVER}.tls": "of HTTPS",
-    f"{SERVER}.metricsTls": "of HTTPS",
-    f"{SERVER}.kmc": "of HTTPS",
+    f"{SERVER}.tls": "it is about HTTPS",
+    f"{SERVER}.metricsTls": "it is about HTTPS",
+    f"{SERVER}.kmc": "it is about HTTPS",
     f"{SERVER}.distDPServerEnabled": "one server needs no others",
     f"{SERVER}.layerwiseDisaggregated": "one server needs no others",
     f"{BACKEND}.backendName": "the engine is vLLM",
     f"{BACKEND}.tokenizerProcessNumber": "vLLM tokenizes in threads of its own",
-    f"{BACKEND}.multiNodesInferPort": "of several machines",
-    f"{BACKEND}.interNode": "of several machines",
+    f"{BACKEND}.multiNodesInferPort": "it is about several machines",
+    f"{BACKEND}.interNode": "it is about several machines",
     f"{BACKEND}.kvPoolConfig": "vLLM has --kv-transfer-config",
     f"{MODEL}.modelInstanceType": "there is one type",
     f"{MODEL}.cpuMemSize": "vLLM recomputes and does not swap",
@@ -98,17 +100,17 @@ WITHOUT_MEANING = {
     f"{SCHEDULE}.maxQueueDelayMicroseconds": OTHER_RULES,
     f"{SCHEDULE}.maxFirstTokenWaitTime": OTHER_RULES,
     f"{SCHEDULE}.maxN": "vLLM has VLLM_MAX_N_SEQUENCES",
-    "Version": "of the file",
+    "Version": "it is about the file itself",
     "LogConfig": "vLLM logs by VLLM_LOGGING_LEVEL",
     "EnableDynamicAdjustTimeoutConfig": "vLLM has no limit of time",
 }
-"""The beginning of a key to why it means nothing here; the longest that fits counts."""
+"""The beginning of a key to the reason why it means nothing here; the longest that fits counts."""
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """(fields of Settings, a line about every key) of a config.json.
+    """Return (fields of Settings, a line about every key) of a config.json.
 
-    Raises SettingsError where it cannot be read, or asks for what `vllm serve` cannot do.
+    Raises SettingsError where it cannot be read, or asks for something `vllm serve` cannot do.
     """
     keys = dict(_flat(_load(path)))
     fields = {}
@@ -190,7 +192,7 @@ def _device_ids(value: Any) -> tuple[int, ...]:
 
 
 def _speculative_config(plugin: Any, gamma: Any) -> dict[str, Any] | None:
-    """MindIE's plugin_params and speculationGamma as vLLM's speculative configuration."""
+    """Return vLLM's speculative configuration for MindIE's plugin_params and speculationGamma."""
     name = f"{MODEL}.plugin_params"
     if plugin in (None, ""):
         return None
@@ -222,7 +224,7 @@ def _speculative_config(plugin: Any, gamma: Any) -> dict[str, Any] | None:
 
 
 def _micro_batch(models: Any) -> bool:
-    """Whether the settings of a network of MindIE's ask for it."""
+    """Return True where the settings of one of MindIE's networks ask for micro batch."""
     networks = models.values() if isinstance(models, dict) else ()
     streams = [network.get("stream_options") for network in networks if isinstance(network, dict)]
     asked = [options.get("micro_batch", False) for options in streams if isinstance(options, dict)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fields of MindIE's `POST /generate`: types, ranges, and what MindIE says of a wrong one.
+"""The fields of MindIE's `POST /generate`: types, ranges, vLLM's names, and MindIE's refusals.
 
 Source: MindIE-LLM 8b4871ad, src/server/endpoint (utils/infer_param.cpp, parse_protocol.cpp and the
 two single_req_{vllm,tgi_text}_infer_interface.cpp). Fields are checked in MindIE's order, as only
@@ -47,6 +47,8 @@ class Field(NamedTuple):
     fits: Callable[[Any], bool] = lambda value: True
     unfit: str = ""
     """MindIE's sentence about a value that does not fit; {} is the value as JSON."""
+    name: str | None = None
+    """vLLM's name of the field; None where request.py decides what vLLM is asked."""
 
     def check(self, value: Any) -> None:
         if not TYPES[self.type](value):
@@ -56,7 +58,7 @@ class Field(NamedTuple):
 
 
 def _quoted(kind: str, value: Any) -> str:
-    """What to add about a string that holds a value of the right type."""
+    """Return a remark about a string that holds a value of the right type; else an empty text."""
     try:
         inner = json.loads(value) if isinstance(value, str) and len(value) < 32 else None
     except ValueError:
@@ -67,19 +69,20 @@ def _quoted(kind: str, value: Any) -> str:
 
 
 class Custom(NamedTuple):
-    """A field whose types MindIE checks with sentences of its own."""
+    """A field whose types MindIE checks with sentences of its own; `name` is as in `Field`."""
 
     key: str
     check: Callable[[Any], None]
+    name: str | None = None
 
 
 def dumps(value: Any) -> str:
-    """JSON as MindIE writes it: no spaces, and characters as they are."""
+    """Return JSON as MindIE writes it: no spaces, and characters as they are."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def take(body: dict[str, Any], fields: Iterable[Field | Custom]) -> dict[str, Any]:
-    """The fields that are there and not null, checked.
+    """Return the fields of a body that are there and not null, checked.
 
     Raises Refused about the first wrong one.
     """
@@ -90,6 +93,11 @@ def take(body: dict[str, Any], fields: Iterable[Field | Custom]) -> dict[str, An
             field.check(value)
             found[field.key] = value
     return found
+
+
+def named_by_vllm(found: dict[str, Any], fields: Iterable[Field | Custom]) -> dict[str, Any]:
+    """Return those of the fields found that vLLM takes as they are, under vLLM's names."""
+    return {field.name: found[field.key] for field in fields if field.name and field.key in found}
 
 
 def _check_stop(value: Any) -> None:
@@ -146,17 +154,17 @@ def _check_max_tokens(value: Any) -> None:
 
 
 def utf16_length(text: str) -> int:
-    """MindIE counts characters in UTF-16."""
+    """Return the characters of a text as MindIE counts them, in UTF-16."""
     return len(text) + sum(character > "\uffff" for character in text)
 
 
 def within(low: float, high: float) -> Callable[[Any], bool]:
-    """Whether a value is in [low, high]."""
+    """Return a test that is True for values in [low, high]."""
     return lambda value: low <= value <= high
 
 
 def above(low: float, high: float) -> Callable[[Any], bool]:
-    """Whether a value is in (low, high]."""
+    """Return a test that is True for values in (low, high]."""
     return lambda value: low < value <= high
 
 
@@ -165,6 +173,7 @@ _SEED = Field(
     "unsigned",
     within(0, INT64_MAX),
     f"Parameter seed must be in [0, {INT64_MAX}], got {{}}.",
+    "seed",
 )
 _REPETITION = Field(
     "repetition_penalty",
@@ -177,10 +186,10 @@ _TOP_K = f"Parameter top_k must be in -1 || (0,{INT32_MAX}], got {{}}"
 _TOP_P = "Parameter top_p must be in (0.0,1.0], got {}."
 
 VLLM_FIELDS: tuple[Field | Custom, ...] = (
-    Field("ignore_eos", "boolean"),
-    Custom("stop", _check_stop),
-    Custom("stop_token_ids", _check_stop_token_ids),
-    Field("include_stop_str_in_output", "boolean"),
+    Field("ignore_eos", "boolean", name="ignore_eos"),
+    Custom("stop", _check_stop, "stop"),
+    Custom("stop_token_ids", _check_stop_token_ids, "stop_token_ids"),
+    Field("include_stop_str_in_output", "boolean", name="include_stop_str_in_output"),
     Field("temperature", "float", within(0, FLOAT_MAX), _TEMPERATURE),
     Field("top_k", "integer", lambda value: value == -1 or 0 < value <= INT32_MAX, _TOP_K),
     Field("top_p", "float", above(0, 1), _TOP_P),
@@ -191,14 +200,16 @@ VLLM_FIELDS: tuple[Field | Custom, ...] = (
         "float",
         within(-2, 2),
         "Parameter frequency_penalty should be in [-2.0, 2.0], got {}.",
+        "frequency_penalty",
     ),
     Field(
         "presence_penalty",
         "float",
         within(-2, 2),
         "Parameter presence_penalty not in [-2.0, 2.0], but got {}.",
+        "presence_penalty",
     ),
-    Field("skip_special_tokens", "boolean"),
+    Field("skip_special_tokens", "boolean", name="skip_special_tokens"),
     Field(
         "best_of",
         "unsigned",
@@ -206,13 +217,13 @@ VLLM_FIELDS: tuple[Field | Custom, ...] = (
         "Parameter [best_of] should be in [1, 128], got {}.",
     ),
     Field("n", "unsigned", within(1, 8192), "Parameter [n] should be in [1, 8192], got {}. "),
-    Custom("model", _check_model),
+    Custom("model", _check_model, "model"),
     Custom("max_tokens", _check_max_tokens),
     Field("stream", "boolean"),
 )
 
 TGI_FIELDS: tuple[Field | Custom, ...] = (
-    Custom("stop", _check_tgi_stop),
+    Custom("stop", _check_tgi_stop, "stop"),
     Field("temperature", "float", above(0, FLOAT_MAX), _TEMPERATURE),
     Field("top_k", "integer", above(0, INT32_MAX), _TOP_K),
     Field("top_p", "float", lambda value: 0 < value < 1, _TOP_P),
@@ -231,6 +242,7 @@ TGI_FIELDS: tuple[Field | Custom, ...] = (
         "string",
         lambda value: re.fullmatch(r"[a-zA-Z0-9_./-]{1,256}", value) is not None,
         "The format of adapter_id is invalid.",
+        "model",
     ),
     Field(
         "max_new_tokens",
@@ -246,5 +258,6 @@ TGI_FIELDS: tuple[Field | Custom, ...] = (
         "integer",
         above(0, INT32_MAX),
         f"truncate must be in (0,{INT32_MAX}], got {{}}.",
+        "truncate_prompt_tokens",
     ),
 )

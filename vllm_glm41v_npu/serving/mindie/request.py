@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A body of MindIE's `POST /generate`, translated into one of vLLM's OpenAI routes.
+"""The body of MindIE's `POST /generate`, translated into one of vLLM's OpenAI routes.
 
 "prompt" makes it MindIE's vLLM style, "inputs" its TGI style. A list of parts becomes one user
 message of a chat, and a string goes to the model as it is, without the chat template.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
+from vllm_glm41v_npu.serving.asgi import CHAT, COMPLETIONS
 from vllm_glm41v_npu.serving.mindie.fields import (
     INT32_MAX,
     TGI_FIELDS,
@@ -19,10 +20,9 @@ from vllm_glm41v_npu.serving.mindie.fields import (
     Field,
     Refused,
     dumps,
+    named_by_vllm,
     take,
 )
-
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 MAX_BODY_MB = 40
 MAX_MEDIA = 20
@@ -44,14 +44,18 @@ NEITHER_STYLE = {
 
 
 class Translation(NamedTuple):
-    """A request in vLLM's words."""
+    """A request in vLLM's words.
+
+    path, body: of the route of vLLM's.
+    style: the form of the answer, "vllm" or "tgi".
+    text: the prompt without media, which the vLLM style repeats before the answer.
+    details, prompt_tokens: the TGI style's answer has its details, and the prompt's token ids.
+    """
 
     path: str
     body: dict[str, Any]
     style: str
-    """What the answer looks like: "vllm" or "tgi"."""
     text: str
-    """Of the prompt, without media: what the vLLM style repeats before the answer."""
     details: bool = False
     prompt_tokens: bool = False
 
@@ -59,7 +63,9 @@ class Translation(NamedTuple):
 def translate(
     data: bytes, max_iter_times: int = MAX_ITER_TIMES, tgi_stream: bool = False
 ) -> Translation:
-    """What vLLM is to be asked for a body of `/generate` (with `tgi_stream`, `/generate_stream`).
+    """Return the request to vLLM for a body of `/generate`.
+
+    With `tgi_stream` it is one of `/generate_stream`.
 
     Raises Refused as MindIE refuses.
     """
@@ -102,9 +108,7 @@ def _from_vllm_style(body: dict[str, Any], max_iter_times: int) -> Translation:
     count = _sequences(fields)
     if "stop" not in fields and "stop_token_ids" not in fields:
         fields.pop("include_stop_str_in_output", None)
-    passed = {"ignore_eos", "stop", "stop_token_ids", "include_stop_str_in_output"}
-    passed |= {"seed", "frequency_penalty", "presence_penalty", "skip_special_tokens", "model"}
-    asked |= {key: value for key, value in fields.items() if key in passed}
+    asked |= named_by_vllm(fields, VLLM_FIELDS)
     if "stop_token_ids" in asked:
         asked["stop_token_ids"] = [id for id in asked["stop_token_ids"] if 0 <= id <= INT32_MAX]
     samples = True if count > 1 else None
@@ -138,9 +142,7 @@ def _from_tgi_style(body: dict[str, Any], max_iter_times: int, stream: bool) -> 
             f"Parameter typical_p is {fields['typical_p']}, and vLLM has no typical sampling; "
             "leave it out."
         )
-    names = {"stop": "stop", "seed": "seed", "adapter_id": "model"}
-    names["truncate"] = "truncate_prompt_tokens"
-    asked |= {names[key]: value for key, value in fields.items() if key in names}
+    asked |= named_by_vllm(fields, TGI_FIELDS)
     asked |= _sampling(fields, samples=fields.get("do_sample"))
     asked["max_tokens"] = min(fields.get("max_new_tokens", TGI_NEW_TOKENS), max_iter_times)
     asked["stream"] = stream
@@ -152,7 +154,7 @@ def _from_tgi_style(body: dict[str, Any], max_iter_times: int, stream: bool) -> 
 
 
 def _sequences(fields: dict[str, Any]) -> int:
-    """How many answers are wanted."""
+    """Return the number of answers that are wanted."""
     best_of, n = fields.get("best_of"), fields.get("n")
     if best_of is not None and n is not None and best_of < n:
         raise Refused(
@@ -168,7 +170,7 @@ def _sequences(fields: dict[str, Any]) -> int:
 
 
 def _sampling(fields: dict[str, Any], samples: bool | None) -> dict[str, Any]:
-    """MindIE's own defaults, all of them: vLLM's would come from generation_config.json."""
+    """Return all settings of sampling, with MindIE's defaults, not generation_config.json's."""
     if samples is None:
         samples = any(key in fields for key in ("temperature", "top_k", "top_p"))
     return {
@@ -180,7 +182,7 @@ def _sampling(fields: dict[str, Any], samples: bool | None) -> dict[str, Any]:
 
 
 def _prompt(prompt: str | list[Any]) -> tuple[str, str, dict[str, Any]]:
-    """(route, text, the body's part) of a prompt."""
+    """Return (vLLM's route, the prompt's text, its part of the body)."""
     if isinstance(prompt, str):
         return COMPLETIONS, prompt, {"prompt": prompt}
     _check_media(prompt)
@@ -215,7 +217,7 @@ def _check_media(prompt: list[Any]) -> None:
 
 
 def _part(item: dict[str, Any]) -> list[dict[str, Any]]:
-    """A part of vLLM's chat, or none for an empty text."""
+    """Return a part of vLLM's chat in a list, or an empty list for an empty text."""
     kind = item.get("type")
     if kind == "text":
         return [{"type": "text", "text": item["text"]}] if item.get("text") else []
@@ -229,12 +231,12 @@ def _part(item: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def media_url(kind: str, url: str) -> str:
-    """A URL for vLLM of all that MindIE takes: also of a path, and of a picture in base64 alone.
+    """Return a URL for vLLM; MindIE also takes a path, and a picture in base64 without a head.
 
-    Whether there is such a file, and whether requests may have it, is vLLM's to say.
+    vLLM decides whether there is such a file, and whether requests may have it.
 
     Raises:
-        Refused: It is empty, too long, or of a video and neither a URL nor a path.
+        Refused: It is empty, too long, or names a video and is neither a URL nor a path.
     """
     if not url:
         raise Refused(f"Input of {kind} is an empty string; give a URL, a path or base64.")
@@ -253,9 +255,9 @@ def media_url(kind: str, url: str) -> str:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a string without a scheme is a file's path, and no base64.
+    """Return True where a string without a scheme is a file's path, and no base64.
 
-    Base64 has no dots, and of the kinds of pictures only a JPEG begins with a slash in it ("/9j/").
+    Base64 has no dots, and of all pictures only a JPEG begins with a slash in it ("/9j/").
     """
     is_jpeg = text.startswith("/9j/")
     return len(text) <= MAX_URL and ("." in text or (text.startswith("/") and not is_jpeg))

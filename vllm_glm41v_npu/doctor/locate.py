@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the checkpoint is: a folder, or a name on the hub."""
+"""The place of a checkpoint, named by a folder or by a name on the hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_glm41v_npu.planning.kv_cache import HUB_NAME
 
 
 def locate(model: str, environ: Mapping[str, str], seconds: float) -> tuple[Path | None, Finding]:
-    """The folder of a checkpoint named by path or hub name, and what to say of it."""
+    """Return the folder of a checkpoint named by path or hub name, and a finding about it."""
     path = Path(model).expanduser()
     if path.is_dir():
         return path, ok("model", str(path))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large a network is: counted from its config.json, or that of the published checkpoint."""
+"""The size of a network, counted from its config.json or from the published checkpoint's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeGuard
 
 from vllm_glm41v_npu.checkpoint.folder import Checkpoint
-from vllm_glm41v_npu.checkpoint.shapes import TEXT, VISION, checkpoint_shapes
+from vllm_glm41v_npu.checkpoint.names import NETWORK
+from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes, head_size
 from vllm_glm41v_npu.planning.chips import PlanError
 from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits, smart_resize
 
@@ -36,14 +37,14 @@ PUBLISHED_VISION = {
     "temporal_patch_size": 2,
 }
 PUBLISHED_LIMITS = PixelLimits(min_pixels=112 * 112, max_pixels=9_633_792)
-"""Of the published preprocessor_config.json."""
+"""The limits in the published preprocessor_config.json."""
 
 OPTIONAL = {"in_channels": 3, "attention_bias": False}
-"""What a vision_config may leave out, as in transformers."""
+"""Keys that a vision_config may leave out, with transformers' defaults."""
 
 
 class Picture(NamedTuple):
-    """In pixels, and what the vision tower and the decoder see of it."""
+    """A picture: its pixels, the patches of the vision tower, the tokens of the decoder."""
 
     width: int
     height: int
@@ -52,13 +53,13 @@ class Picture(NamedTuple):
 
 
 class Model:
-    """Counts of weights are of matrices and of the tables of embeddings; all else is in `total`.
+    """The counts of weights of a network: matrices and embeddings; the rest is in `total` alone.
 
     Args:
         text: The text settings of a config.json, of which the keys of PUBLISHED_TEXT are read.
         vision: Its vision_config, likewise.
-        limits: Of its pictures.
-        tied: The head shares its weights with the embedding.
+        limits: The pixels of its pictures.
+        tied: True where the head shares its weights with the embedding.
     """
 
     def __init__(
@@ -77,12 +78,12 @@ class Model:
 
     @classmethod
     def published(cls) -> Model:
-        """GLM-4.1V-9B-Thinking."""
+        """Return the size of GLM-4.1V-9B-Thinking."""
         return cls(PUBLISHED_TEXT, PUBLISHED_VISION, PUBLISHED_LIMITS)
 
     @classmethod
     def read(cls, folder: Path) -> Model:
-        """That of a checkpoint; weights need not be there.
+        """Return the size of a checkpoint's network; weights need not be there.
 
         Raises:
             PlanError: It has no config.json, or one that lacks a size.
@@ -106,7 +107,7 @@ class Model:
 
     @cached_property
     def weights(self) -> dict[str, int]:
-        """Every tensor's count of weights."""
+        """Tensor name to its count of weights."""
         return {name: math.prod(shape) for name, shape in checkpoint_shapes(self.config).items()}
 
     @property
@@ -115,33 +116,33 @@ class Model:
 
     @property
     def linear(self) -> int:
-        """Of the decoder's linear layers, which may be quantized."""
-        return self._count(f"{TEXT}layers.", "_proj.weight")
+        """Weights of the decoder's linear layers, which may be quantized."""
+        return self._count(f"{NETWORK.text}layers.", "_proj.weight")
 
     @property
     def down_proj(self) -> int:
-        """Of those, the ones that are left in float unless asked for."""
-        return self._count(f"{TEXT}layers.", ".down_proj.weight")
+        """Weights of the down_proj layers, which stay float unless asked for."""
+        return self._count(f"{NETWORK.text}layers.", ".down_proj.weight")
 
     @property
     def head(self) -> int:
-        """Of the output projection, which is the embedding again where the two are tied."""
+        """Weights of the output projection; where it is tied it is the embedding again."""
         return self.text.vocab_size * self.text.hidden_size
 
     @property
     def vision_total(self) -> int:
-        return self._count(VISION, "")
+        return self._count(NETWORK.vision, "")
 
     @property
     def vision_block(self) -> int:
-        """Of all blocks of the vision tower, through which each patch goes."""
-        return self._count(f"{VISION}blocks.", "qkv.weight", "proj.weight")
+        """Weights of all blocks of the vision tower; each patch is multiplied by them."""
+        return self._count(f"{NETWORK.vision}blocks.", "qkv.weight", "proj.weight")
 
     @property
     def vision_merging(self) -> int:
-        """Of what each token of a picture goes through behind the blocks."""
-        return self._count(VISION + "downsample", ".weight") + self._count(
-            VISION + "merger", "proj.weight"
+        """Weights behind the blocks of the vision tower; each token is multiplied by them."""
+        return self._count(f"{NETWORK.vision}downsample", ".weight") + self._count(
+            f"{NETWORK.vision}merger", "proj.weight"
         )
 
     def _count(self, beginning: str, *endings: str) -> int:
@@ -152,20 +153,22 @@ class Model:
         )
 
     def picture(self, width: int, height: int) -> Picture:
-        """A picture of so many pixels.
+        """Return a picture of these pixels.
 
         Raises:
-            ValueError: It is empty, or too long for its width.
+            ValueError: It is empty, or its sides have a ratio over 200.
         """
         grid = self.geometry.grid(*smart_resize(height, width, self.geometry, self.limits))
         return Picture(width, height, math.prod(grid), self.geometry.num_tokens(grid))
 
     def kv_bytes(self, tp_size: int) -> int:
-        """Of one token in 16 bits, on each of `tp_size` chips; heads that are too few repeat."""
+        """Return the KV cache's bytes of one token in 16 bits on each of `tp_size` chips.
+
+        Where there are fewer KV heads than chips, heads are repeated.
+        """
         text = self.text
         heads = max(1, text.num_key_value_heads // tp_size)
-        head_size = text.hidden_size // text.num_attention_heads
-        return 2 * 2 * heads * head_size * text.num_hidden_layers
+        return 2 * 2 * heads * head_size(text) * text.num_hidden_layers
 
 
 def _is_size(value: object) -> TypeGuard[int]:
@@ -173,7 +176,7 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 
 def _limits(checkpoint: Checkpoint) -> PixelLimits:
-    """Those of its pictures; the published ones where it has no file with them."""
+    """Return the pixel limits of a checkpoint; the published ones where it has no file of them."""
     everything = checkpoint.read_json("processor_config.json") or {}
     settings = everything.get("image_processor") or checkpoint.read_json("preprocessor_config.json")
     size = (settings or {}).get("size") or {}

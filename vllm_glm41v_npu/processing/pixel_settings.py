@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint's files and ``mm_processor_kwargs`` say about pixels; `ImageSettings`."""
+"""Settings of pixels, by a checkpoint's files and by ``mm_processor_kwargs``; `ImageSettings`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vllm_glm41v_npu.checkpoint.processor_files import PICTURES, Place
 from vllm_glm41v_npu.processing.grid import PatchGeometry, PixelLimits
 
 SERVER_KWARGS, REQUEST_KWARGS = "--mm-processor-kwargs", "mm_processor_kwargs"
-"""What messages call the two places where settings are given."""
+"""Names in messages of the two places where settings are given."""
 
 _SIZE_KEYS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
-"""The keys of ``size`` are pixel counts under misleading names; these are the honest ones."""
+"""The keys of ``size``, misleading names of pixel counts, to clear names."""
 
 PIXEL_KEYS = {"size", *_SIZE_KEYS.values()}
 SAMPLING_KEYS = {"fps", "num_frames", "max_frames", "max_duration", "do_sample_frames"}
 
 _NESTED = {"images_kwargs": PIXEL_KEYS, "videos_kwargs": PIXEL_KEYS | SAMPLING_KEYS}
-"""transformers' names for what is meant for one kind of media alone, and the keys inside."""
+"""transformers' names of the settings for one kind of media, and the keys inside."""
 
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 """The only values this package implements (3 is bicubic)."""
@@ -37,12 +37,12 @@ S = TypeVar("S", bound="PixelSettings")
 
 
 def overrides_for(kind: str, kwargs: Mapping[str, object], source: str) -> dict[str, object]:
-    """Of ``mm_processor_kwargs``, what concerns one kind of media.
+    """Return the settings in ``mm_processor_kwargs`` for one kind of media.
 
     ``kind`` is "images_kwargs" or "videos_kwargs". Keys given under that name win over plain ones.
 
     Raises:
-        ValueError: an unknown key, at either level, of either kind. ``source`` is named in it.
+        ValueError: A key is unknown, at either level. The message names ``source``.
     """
     everything = PIXEL_KEYS | SAMPLING_KEYS | _NESTED.keys()
     if ignored := sorted(kwargs.keys() & _WITHOUT_EFFECT):
@@ -67,10 +67,10 @@ def _check_keys(found: set[str], known: set[str], source: str) -> None:
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """What pictures and videos have in common. The defaults are those of GLM-4.1V-9B-Thinking.
+    """Settings that pictures and videos share. The defaults are those of GLM-4.1V-9B-Thinking.
 
-    The processor leaves pixels in 0..255; whoever feeds them to the vision tower folds
-    ``(pixel * rescale_factor - mean) / std`` in, per RGB channel.
+    The processor leaves pixels in 0..255; the vision tower's weights fold in
+    ``(pixel * rescale_factor - mean) / std``, per RGB channel.
     """
 
     limits: PixelLimits = PixelLimits(min_pixels=112 * 112, max_pixels=28 * 28 * 15000)
@@ -79,9 +79,9 @@ class PixelSettings:
     rescale_factor: float = 1 / 255
 
     PLACE: ClassVar[Place]
-    """Where in a checkpoint they are."""
+    """The files and the section of a checkpoint that hold them."""
     FRAMES: ClassVar[int] = 1
-    """How often ``size`` counts what ``min_pixels`` and ``max_pixels`` count once."""
+    """Pixels of ``size`` for one of ``min_pixels`` and ``max_pixels``."""
 
     @classmethod
     def from_pretrained(
@@ -95,7 +95,7 @@ class PixelSettings:
         preprocessor_config.json.
 
         Raises:
-            ValueError: see `from_config`.
+            ValueError: As in `from_config`.
         """
         source, config = cls.PLACE.read(lambda name: get_hf_file_to_dict(name, model, revision))
         return cls.from_config(config, geometry, source)
@@ -110,7 +110,7 @@ class PixelSettings:
         """Read the parsed content of the file called ``source``, the first of `PLACE` by default.
 
         Raises:
-            ValueError: a value that is not implemented, or contradicts config.json.
+            ValueError: A value is not implemented, or contradicts config.json.
         """
         source = source or cls.PLACE.files[0]
         for key, implemented in _FIXED.items():
@@ -129,20 +129,20 @@ class PixelSettings:
 
     @classmethod
     def of_file(cls, config: Mapping[str, object]) -> dict[str, object]:
-        """The keys of the file that `with_overrides` takes."""
+        """Return the settings of the file that `with_overrides` takes."""
         return {"size": config["size"]} if "size" in config else {}
 
     def with_overrides(
         self: S, overrides: Mapping[str, object], geometry: PatchGeometry, source: str
     ) -> S:
-        """These settings under some of `PIXEL_KEYS`.
+        """Return these settings with some of `PIXEL_KEYS` changed.
 
         ``size`` is ``{"shortest_edge": least, "longest_edge": most}``, either key or both, counted
         over all frames, of which a still picture has two. ``min_pixels`` and ``max_pixels`` win
-        over it; of a still picture they count its own pixels, as in other models.
+        over it; for a still picture they count its own pixels, as in other models.
 
         Raises:
-            ValueError: a value out of range. ``source`` is named in it.
+            ValueError: A value is out of range. The message names ``source``.
         """
         limits = replace(self.limits, **_pixel_overrides(overrides, source, self.FRAMES))
         least, most = (pixels // self.FRAMES for pixels in (limits.min_pixels, limits.max_pixels))
@@ -160,10 +160,10 @@ class PixelSettings:
         return replace(self, limits=limits)
 
     def check_max_pixels(self, allowed: PixelSettings) -> None:
-        """
+        """Refuse more pixels than the server's settings allow: its memory was set aside for those.
+
         Raises:
-            ValueError: more pixels than the server's settings ``allowed``, for which memory was
-                set aside at start-up.
+            ValueError: There are more than in ``allowed``.
         """
         asked, most = (each.limits.max_pixels // self.FRAMES for each in (self, allowed))
         if asked > most:
@@ -183,7 +183,7 @@ class ImageSettings(PixelSettings):
 
 
 def _pixel_overrides(overrides: Mapping[str, object], source: str, frames: int) -> dict[str, int]:
-    """The limits as ``size`` counts them."""
+    """Return the limits as ``size`` counts them."""
     size = overrides.get("size", {})
     if not isinstance(size, Mapping) or size.keys() - _SIZE_KEYS.keys():
         raise ValueError(

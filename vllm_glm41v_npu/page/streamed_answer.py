@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One answer of the model as it arrives: thinking, content, and the boxes in it."""
+"""One answer of the model while it arrives: thinking, content, and the boxes in it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vllm_glm41v_npu.serving.grounding import Box, find_boxes
 from vllm_glm41v_npu.serving.thinking import ThinkingSplitter
 
 
-class Reply:
-    """What the server has said so far.
+class StreamedAnswer:
+    """The part of an answer that has arrived.
 
-    thinking: of the server's reasoning parser, or within `<think>` where it has none.
+    thinking: by the server's reasoning parser, or the text in `<think>` where it has none.
     content: without tags, as it is shown.
-    cut: whether the tokens were used up.
+    cut: True where the tokens were used up.
     """
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class Reply:
         self.cut = self.cut or choice.get("finish_reason") == "length"
 
     def end(self) -> None:
-        """No more comes."""
+        """Take the end of the stream."""
         self._take(*self._splitter.end())
 
     def boxes(self) -> list[Box]:
-        """Those of the content, of the marked ones alone where the server keeps the markers."""
+        """Return the boxes in the content; only marked ones where the server keeps the markers."""
         return find_boxes(self._written)
 
     def _take(self, thinking: str, content: str) -> None:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text of others on a terminal: names of files, answers and errors that quote them."""
+"""A command's output: text of others made safe for a terminal, and the sentence that ends it."""
 
 from __future__ import annotations
 
 import re
 import sys
+from importlib.util import find_spec
+from typing import NoReturn
 
 import typer
 
@@ -16,12 +18,12 @@ _CONTROLS = re.compile(
 
 
 def printable(text: str) -> str:
-    """The text with what would steer a terminal as escapes, such as \\x1b; it may have lines."""
+    """Return the text with control characters as escapes, such as \\x1b; it may have lines."""
     return _CONTROLS.sub(lambda found: _escape(found[0]), text)
 
 
 def one_line(text: str) -> str:
-    """The text as `printable` gives it, and on one line."""
+    """Return the text as `printable` does, on one line."""
     return printable(text).replace("\n", "\\n")
 
 
@@ -34,3 +36,20 @@ def echo(text: str, err: bool = False) -> None:
 
 def _escape(letter: str) -> str:
     return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the command with a sentence on standard error; exit code 2 is for wrong arguments."""
+    echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def check_installed() -> None:
+    """End the command in a sentence where vLLM or its torch is missing; imports neither."""
+    for package, name in (("vllm", "vLLM"), ("torch", "torch")):
+        if find_spec(package) is None:
+            fail(
+                f"{name} is not installed in this Python, and nothing can be answered without it: "
+                "install vLLM for your device the way README.md describes.",
+                code=1,
+            )

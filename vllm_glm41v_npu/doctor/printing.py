@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The findings as text and as JSON."""
+"""Printing of findings, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERDICTS: dict[Status, str] = {
 
 
 def line(finding: Finding) -> str:
-    """One finding, and its advice in a line below; coloured, which typer drops in a pipe."""
+    """Return one finding, its advice in a line below; typer drops the colour in a pipe."""
     status = typer.style(f"{finding.status:5}", fg=COLOURS[finding.status])
     text = f"{status} {finding.name:{NAME_WIDTH}} {finding.found}"
     indent = " " * (6 + NAME_WIDTH)
@@ -33,7 +33,7 @@ def verdict(findings: Iterable[Finding]) -> str:
 
 
 def as_json(findings: list[Finding]) -> str:
-    """{"version", "status", "findings": [{"name", "status", "found", "advice"}]}."""
+    """Return {"version", "status", "findings": [{"name", "status", "found", "advice"}]}."""
     listed = [vars(finding) for finding in findings]
     document = {"version": __version__, "status": worst(findings), "findings": listed}
     return json.dumps(document, indent=2, ensure_ascii=False)

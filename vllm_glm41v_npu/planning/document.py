@@ -14,12 +14,12 @@ from vllm_glm41v_npu.planning.roofline import Bound, Memory, Plan
 
 
 def document(plan: Plan, load: Load, measured: Measured | None = None) -> Json:
-    """All that is known, in bytes, seconds and tokens.
+    """Return all results of a plan, in bytes, seconds and tokens.
 
     Args:
         plan: The model and the cards.
-        load: What is asked of them.
-        measured: What a server did under this load.
+        load: The load of the cards.
+        measured: The figures of a server under this load.
     """
     vision = plan.vision(load.pictures)
     prefill = plan.prefill(load.prompt_tokens)
