@@ -126,8 +126,14 @@ CHIPS = (ATLAS_A2, ATLAS_310P)
 """The rows of Ascend chips."""
 
 
-def resolve(path: str) -> Any:
-    """Import what a path ("module:name") names."""
+def resolve(path: str | None) -> Any:
+    """Import and return what a path ("module:name") of a row names.
+
+    Raises:
+        ValueError: It is None: the row has no such path.
+    """
+    if path is None:
+        raise ValueError("This backend has no such class; see its row in backends.py.")
     module, name = path.split(":")
     return getattr(import_module(module), name)
 

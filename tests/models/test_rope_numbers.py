@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import Glm4vTextConfig
 
-from vllm_glm41v_npu.checkpoint.config import Glm4vConfig, normalise
+from vllm_glm41v_npu.checkpoint.config import normalise
 from vllm_glm41v_npu.checkpoint.config_rope import rope_parameters
 from vllm_glm41v_npu.models.rope import TextRotaryEmbedding, text_inverse_frequencies
+from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
 
 HEAD, ROTATED, THETA, FACTOR, LENGTH = 128, 64, 10000.0, 4.0, 8192
 

@@ -79,7 +79,7 @@ CASES = {
 def test_where_they_end(case: str, in_output: bool) -> None:
     """Guards tokens behind the thinking that no grammar has bound, also of steps that overlap."""
     asked, tokens, kept = CASES[case]
-    scheduler = thinking_drafts._guessing_within_thinking(Known)(a=asked, b=request())
+    scheduler = thinking_drafts._drafting_within_thinking(Known)(a=asked, b=request())
     drafts = SimpleNamespace(req_ids=["a", "gone", "b"], draft_token_ids=[tokens[:], [7], [6]])
     if in_output:
         scheduler.update_draft_token_ids_in_output(drafts, "a step")
@@ -90,7 +90,7 @@ def test_where_they_end(case: str, in_output: bool) -> None:
 
 def test_a_grammar_that_binds_the_thinking() -> None:
     """Guards servers that let the grammar begin with the thinking: nothing is cut there."""
-    scheduler = thinking_drafts._guessing_within_thinking(Known)(a=request(parser=THINKS))
+    scheduler = thinking_drafts._drafting_within_thinking(Known)(a=request(parser=THINKS))
     scheduler.structured_output_manager.enable_in_reasoning = True
     scheduler.update_draft_token_ids(SimpleNamespace(req_ids=["a"], draft_token_ids=[[3, END, 5]]))
     assert scheduler.taken == [[3, END, 5]]

@@ -29,7 +29,7 @@ from vllm_glm41v_npu.family import is_our_config
 
 # Each chip's module registers a config under one name, and the last one counts: the other chip's
 # may not be imported, and this one before `plugin` registers ours.
-ModelSlimConfig: Any = resolve(str(current_backend().modelslim))
+ModelSlimConfig: Any = resolve(current_backend().modelslim)
 
 
 class Glm41vModelSlimConfig(ModelSlimConfig):
@@ -80,7 +80,7 @@ class Glm41vModelSlimConfig(ModelSlimConfig):
         kind = self.description.layer_type(prefix)
         if kind == FLOAT:
             return AscendUnquantizedLinearMethod()
-        schemes = resolve(str(current_backend().schemes))
+        schemes = resolve(current_backend().schemes)
         if kind not in schemes:
             raise DescriptionError(
                 f"{self.description.file} gives {prefix} the type {kind!r}; "

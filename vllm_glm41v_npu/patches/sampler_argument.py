@@ -10,17 +10,20 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from vllm_glm41v_npu.patches import wrap
+
 
 def apply() -> None:
     """Take the argument, and ignore it."""
     from vllm.utils import cpu_triton_utils
 
     kernel = cpu_triton_utils.sample_recovered_tokens_kernel
-    implementation = kernel.func
-    if "USE_FP64_GUMBEL" in inspect.signature(implementation).parameters:
-        return
+    if "USE_FP64_GUMBEL" not in inspect.signature(inspect.unwrap(kernel.func)).parameters:
+        wrap(kernel, "func", _ignoring)
 
-    def takes_it(*arguments: Any, USE_FP64_GUMBEL: bool = False, **options: Any) -> None:
+
+def _ignoring(implementation: Any) -> Any:
+    def take_it(*arguments: Any, USE_FP64_GUMBEL: bool = False, **options: Any) -> None:
         implementation(*arguments, **options)
 
-    kernel.func = takes_it
+    return take_it

@@ -12,7 +12,7 @@ from vllm_glm41v_npu.patches.media_cache.orders import NOT_KEPT, split_orders
 class MissingMedia(LookupError):
     """The engine was told to use media that it does not have.
 
-    numbers: of the media.
+    numbers: The numbers of the media.
     """
 
     def __init__(self, numbers: list[int]) -> None:
