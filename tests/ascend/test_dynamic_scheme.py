@@ -18,13 +18,13 @@ N, K = 64, 512
 
 @pytest.fixture(scope="module")
 def scheme(emulated: None) -> Any:
-    from vllm_glm41v_npu.ascend.quant_config import chip_schemes
-    from vllm_glm41v_npu.backends import ATLAS_310P, current_backend
+    from vllm_glm41v_npu.backends import ATLAS_310P, current_backend, resolve
 
     if current_backend() is not ATLAS_310P:
         pytest.skip("vllm-ascend's own scheme runs here; test_quantized_layers.py has its formula")
 
-    return chip_schemes()["W8A8_DYNAMIC"].__new__(chip_schemes()["W8A8_DYNAMIC"])
+    scheme = resolve(current_backend().schemes)["W8A8_DYNAMIC"]
+    return scheme.__new__(scheme)
 
 
 def loaded(scheme: Any, weight: torch.Tensor, scale: torch.Tensor) -> Any:

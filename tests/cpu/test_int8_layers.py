@@ -110,4 +110,4 @@ def test_types_that_nothing_computes_are_refused() -> None:
     with pytest.raises(DescriptionError, match="gives a the type 'W4A8_DYNAMIC'; the CPU computes"):
         config.get_quant_method(layer, "a")
     assert type(config.get_quant_method(layer, "b")).__name__ == "UnquantizedLinearMethod"
-    assert config.get_quant_method(SimpleNamespace(), "b") is None  # type: ignore[arg-type]
+    assert config.get_quant_method(SimpleNamespace(), "b") is None

@@ -141,7 +141,7 @@ def test_it_forgets_half() -> None:
         trie.learn(text, len(text), written=False)
         if int(trie.state[0]) < before:
             break
-    kept = [text for text in texts if trie.guess(text[:20], 5, 0.0) == text[20:25].tolist()]
+    kept = [text for text in texts if trie.draft(text[:20], 5, 0.0) == text[20:25].tolist()]
     assert before > CAPACITY // 4 and before // 3 < int(trie.state[0]) < before
     assert len(kept) > 2 and all(text is not texts[0] for text in kept)
 

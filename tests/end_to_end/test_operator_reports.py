@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,11 +26,12 @@ def test_a_call_that_a_server_was_refused_fails_the_test(
     write(shared, 2)
     monkeypatch.setattr(conftest, "EMULATED", True)
     monkeypatch.setattr(conftest, "own_refusals", list)
-    check = conftest.nothing_refused.__wrapped__(monkeypatch, tmp_path / "own", shared)
+    fixture: Any = conftest.nothing_refused
+    check = fixture.__wrapped__(monkeypatch, tmp_path / "own", shared)
     assert next(check) == tmp_path / "own" / "reports"
     assert next(check, "passed") == "passed"
 
-    check = conftest.nothing_refused.__wrapped__(monkeypatch, tmp_path / "own", shared)
+    check = fixture.__wrapped__(monkeypatch, tmp_path / "own", shared)
     next(check)
     write(shared, 2, "npu::grid_sampler is refused")
     with pytest.raises(AssertionError, match="grid_sampler"):
