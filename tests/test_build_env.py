@@ -284,6 +284,9 @@ def test_both_chips_are_tested(tmp_path, failing):
     environment = {name: os.environ[name] for name in os.environ.keys() - {"CHIPS", "JOBS"}}
     result = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     assert (result.returncode != 0) == bool(failing), result.stderr
-    steps = ("ascend and not ranks -n 2 --dist loadfile", "ascend and ranks")
+    steps = (
+        "ascend and not ranks and not slow -n 2 --dist loadfile",
+        "ascend and ranks and not slow",
+    )
     runs = [f"{chip} -m pytest -m {step}" for chip in ("A2", "310P") for step in steps]
     assert called.read_text().splitlines() == runs

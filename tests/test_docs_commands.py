@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def parse_and_stop(parser: argparse.ArgumentParser, *words: Any) -> None:
 
 
 def check_pytest(words: list[str]) -> None:
-    assert all((ROOT / word).exists() for word in words[1:] if not word.startswith("-"))
+    named = [word for before, word in pairwise(words) if before not in ("-m", "-k", "-n")]
+    assert all((ROOT / word).exists() for word in named if not word.startswith("-"))
 
 
 def check_make(words: list[str]) -> None:
