@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,3 +113,23 @@ def test_flag_without_a_description(tmp_path: Path) -> None:
     """Guards `--quantization ascend` on a float checkpoint."""
     with pytest.raises(DescriptionError, match="Leave --quantization out for a float checkpoint"):
         CpuModelSlimConfig().maybe_update_config(str(tmp_path))
+
+
+def test_another_model_is_refused() -> None:
+    """Guards against this network's names for the layers of another model."""
+    other = SimpleNamespace(model_type="qwen2")
+    with pytest.raises(DescriptionError, match="model type 'qwen2'.* runs GLM-4.1V alone"):
+        CpuModelSlimConfig().maybe_update_config(str(DATA / "w8a8_bf16"), other)
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
+    """Guards against reading and mapping 700 names again for every check."""
+    path = tmp_path / DESCRIPTION
+    path.write_text(json.dumps({"model.layers.0.a.weight": "FLOAT"}))
+    first = Description.read(tmp_path)
+    assert first is not None and first is Description.read(tmp_path)
+    assert first.types == {f"{TEXT.replace('1', '0')}a.weight": "FLOAT"}
+    assert first.on_disk == {"model.layers.0.a.weight": "FLOAT"}
+    path.write_text(json.dumps({"model.layers.0.a.weight": "W8A8"}))
+    changed = Description.read(tmp_path)
+    assert changed is not None and changed.types != first.types

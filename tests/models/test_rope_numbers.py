@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import Glm4vTextConfig
 
-from vllm_glm41v_npu.checkpoint.config import Glm4vConfig, normalise
+from vllm_glm41v_npu.checkpoint.config import normalise
 from vllm_glm41v_npu.checkpoint.config_rope import rope_parameters
 from vllm_glm41v_npu.models.rope import TextRotaryEmbedding, text_inverse_frequencies
+from vllm_glm41v_npu.processing.hf_config import Glm4vConfig
 
 HEAD, ROTATED, THETA, FACTOR, LENGTH = 128, 64, 10000.0, 4.0, 8192
 
@@ -66,7 +67,7 @@ def llama3(low: float = 1, high: float = 4) -> list[float]:
 
 
 STRETCHED: dict[str, Any] = {"factor": FACTOR, "original_max_position_embeddings": LENGTH}
-FORMS = {
+FORMS: dict[str, tuple[dict[str, Any], list[float], float]] = {
     "default": ({"type": "mrope"}, plain(), 1.0),
     "linear": ({"type": "linear", "factor": FACTOR}, [f / FACTOR for f in plain()], 1.0),
     "yarn": ({"type": "yarn", **STRETCHED}, yarn(), 0.1 * math.log(FACTOR) + 1),

@@ -109,16 +109,17 @@ class Record:
 
     def check_backend(self, backend: Backend) -> None:
         """Raise ShardError where `backend` does not decode these shards."""
-        readable = backend.w8a8sc_codec
-        if readable is None:
+        tool = backend.w8a8sc_codec
+        if tool is None:
             raise ShardError(
                 f"These are shards of {COMPRESSED}, which {ATLAS_310P.name} and CPUs run, and "
                 f"{backend.name} does not. Use a float, W8A8, W8A8S or W8A8_DYNAMIC checkpoint "
                 "there."
             )
-        if self.codec.partition("-")[0] != readable:
+        (readable,) = (codec for codec in CODECS if codec.partition("-")[0] == tool)
+        if self.codec != readable:
             raise ShardError(
                 f"These shards are compressed with the codec {self.codec}, and {backend.name} "
                 f"decodes {readable} alone. Compress the W8A8S checkpoint that they come from "
-                f"again, with --codec {readable}."
+                f"again, with --codec {tool}."
             )
