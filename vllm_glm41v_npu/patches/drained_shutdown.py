@@ -19,6 +19,8 @@ from vllm_glm41v_npu.patches import wrap
 
 _SERVERS = ("vllm.entrypoints.openai.api_server", "__main__")
 """Modules that may call vLLM's HTTP server: of `vllm serve`, and of `python -m` with the first."""
+_LAUNCHER = "vllm.entrypoints.launcher"
+"""The module that defines `serve_http`."""
 _PAUSE = 0.05
 """Seconds between two looks at the requests that are left."""
 
@@ -27,7 +29,8 @@ def apply() -> None:
     """Wait for them before the engine is stopped; in processes without a server do nothing."""
     for name in _SERVERS:
         server = sys.modules.get(name)
-        if hasattr(server, "serve_http"):
+        serve_http = getattr(server, "serve_http", None)
+        if getattr(serve_http, "__module__", None) == _LAUNCHER:  # and not a program's own
             wrap(server, "serve_http", _draining)
 
 
