@@ -212,7 +212,7 @@ def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(video_reader._Picture, "of", fail)
+    monkeypatch.setattr(video_reader._Converter, "of", fail)
     with pytest.raises(ValueError, match="the server is out of memory"):
         process(Clip(8, 12, size=SMALL).encode())
 
