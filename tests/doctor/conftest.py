@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.doctor.machines import (
     write_memory,
 )
 from vllm_glm41v_npu.doctor.context import Context
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def machine(fakes, tmp_path):
     ) -> Context:
         environ = {
             "PATH": str(programs),
-            "PYTHONPATH": str(fakes),
+            "PYTHONPATH": f"{fakes}{os.pathsep}{ROOT}",  # not what is installed
             "FAKE_DEVICE": device,
             "FAKE_CHIP": chip,
             "HF_HUB_OFFLINE": "1",
