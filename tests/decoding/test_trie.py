@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_glm41v_npu.decoding.trie import CHUNK, DEPTH, Trie
+from vllm_glm41v_npu.decoding.trie import CHUNK, DEPTH, MEMORY, Trie
 
 PICTURE = 7
 CAPACITY = 2 * CHUNK * DEPTH  # the least
@@ -159,6 +159,7 @@ def test_it_learns_when_to_stop() -> None:
     circle = np.tile(np.arange(20, dtype=np.int32), 20)
     trie.learn(circle, len(circle), written=True)
     assert trie.draft(circle[:30], 15, 0.5) == [*range(10, 20), *range(5)]
+    assert MEMORY / 2 < trie.outcomes[..., 1].max() <= MEMORY  # what was long ago counts less
     noise = random.integers(0, 50, 3000).astype(np.int32)
     trie.learn(noise, len(noise), written=True)
     other = random.integers(0, 50, (100, 20)).astype(np.int32)
