@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Glm4vTextConfig
+from transformers import Glm4vConfig, Glm4vTextConfig
 
 from vllm_glm41v_npu.checkpoint.config import normalise
 from vllm_glm41v_npu.checkpoint.config_rope import rope_parameters
