@@ -100,7 +100,8 @@ lint: env  ## ruff and mypy
 
 # Tests of the lane $(2) in the environment $(1): those of a file in one process, for they share
 # engines; then, alone, those whose own processes fill all cores.
-run_tests = $(1)/python -m pytest -m "$(2) and not ranks and not slow" -n $(JOBS) --dist loadfile || status=$$?; \
+run_tests = $(1)/python -m pytest -m "$(2) and not ranks and not slow" -n $(JOBS) --dist loadfile \
+	|| status=$$?; \
 	$(1)/python -m pytest -m "$(2) and ranks and not slow" || status=$$?
 
 test: lint  ## lint, then every quick test that needs no NPU

@@ -17,6 +17,10 @@ from benchmarks.sides import IN_TREE, OURS, variables
 WITHOUT_ENGINE = ("preprocess", "video_memory", "int8_linear")
 """Benchmarks that take seconds. The others start vLLM, mostly twice: `make test-slow` runs them."""
 
+SOAK = Benchmark("soak", None, "", "--seconds 5 --most 1000", "`make soak` runs it")
+"""Not among BENCHMARKS. Nor are full_size (a checkpoint of 12 GB), operator_calls (the emulated
+NPU) and msmodelslim_reference (msModelSlim), which no test runs."""
+
 ROOT = Path(__file__).resolve().parents[1]
 STUB = """
 import argparse
@@ -110,7 +114,7 @@ def test_every_benchmark_is_there():
         pytest.param(
             one, id=one.name, marks=[] if one.name in WITHOUT_ENGINE else [pytest.mark.slow]
         )
-        for one in BENCHMARKS
+        for one in (*BENCHMARKS, SOAK)
     ],
 )
 def test_every_benchmark_runs(benchmark, tmp_path):

@@ -58,7 +58,7 @@ UNKNOWN = {
 
 
 def check_unknown_modules_are_refused(llm: LLM, known: Path, folder: Path) -> None:
-    """Beside good weights, one of a module that is not there; the engine serves on."""
+    """Add an adapter with good weights and one of an unknown module; the engine serves on."""
     for number, (name, module) in enumerate(UNKNOWN.items(), 2):
         adapter = load_file(known / "adapter_model.safetensors")
         for part, shape in (("A", (RANK, 128)), ("B", (128, RANK))):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one of the two networks makes of quantized checkpoints on the emulated chip.
+"""Runs one of the two networks on quantized checkpoints on the emulated chip.
 
 As networks.py, this runs as a program in a process of its own, with vLLM's in-tree class or ours.
 """
@@ -23,7 +23,7 @@ FUSED = {
     "glm4v": {"qkv_proj": QKV, "gate_up_proj": ["gate_proj", "up_proj"]},
     "glm4v_text": {"qkv_proj": QKV, "gate_up_proj": ["gate_up_proj"]},
 }
-"""What vllm-ascend does not know of this model: each entry takes away one of two errors."""
+"""The fused layers that vllm-ascend does not know; each entry removes one of two errors."""
 
 MISMATCHED = "mismatched"
 """Name of a W8A8 checkpoint made for bfloat16, which is asked for in float16."""
@@ -32,7 +32,7 @@ ROWS = 40
 
 
 def ask(side: str, what: str, checkpoints: dict[str, Path], out: Path) -> dict[str, Any]:
-    """What `what`, a function of FUNCTIONS, finds with this side's class, by names."""
+    """Return the results of `what`, a function of FUNCTIONS, with this side's class, by name."""
     folders = json.dumps({name: str(path) for name, path in checkpoints.items()})
     start(side, "tests.ascend.quantized_networks", what, folders, out)
     return json.loads(out.read_text())
@@ -56,7 +56,7 @@ def network(folder: Path):
 
 
 def try_with(call: Any, folder: Path) -> dict[str, Any]:
-    """What `call` returns for the network over a checkpoint, or why not."""
+    """Return the result of `call` for the network over a checkpoint, or its error."""
     import torch
 
     from npu_emulator import emulator
@@ -106,7 +106,7 @@ def largest_output(layer: Any) -> float:
 
 
 def norm_dtype(layer: Any) -> str:
-    """Of what qkv_proj gets, where the norm before it adds the residual; compiled on Atlas A2."""
+    """Return the dtype of qkv_proj's input, with a residual in the norm; compiled on Atlas A2."""
     norm = layer.input_layernorm
     x, residual = (random(ROWS, norm.weight.numel()).npu() for _ in range(2))
     result = norm(x, residual)[0].dtype
@@ -116,7 +116,7 @@ def norm_dtype(layer: Any) -> str:
 
 
 def compiled_norm_dtype(layer: Any, x: Any, residual: Any) -> str:
-    """Of what vllm-ascend's pass puts in the place of the norm and a static layer's quantizer."""
+    """Return the dtype that vllm-ascend's fused norm and quantizer give for a static layer."""
     from vllm.config import get_current_vllm_config
     from vllm_ascend.compilation.passes.norm_quant_fusion_pass import AddRMSNormQuantPattern
 
@@ -131,7 +131,7 @@ def compiled_norm_dtype(layer: Any, x: Any, residual: Any) -> str:
 
 
 def layers(folders: dict[str, Path]) -> dict[str, Any]:
-    """How each quantized layer of each type is apart from its formula; see `compare`."""
+    """Return the differences of each layer of each type from its formula; see `compare_all`."""
     return {name: try_with(compare_all, folder)["result"] for name, folder in folders.items()}
 
 
@@ -182,7 +182,7 @@ def compare_static(layer: Any) -> dict[str, float]:
 
 
 def compare_norms(layer: Any) -> dict[str, float]:
-    """How far the fused norm is from a step of its formula, and how many steps it moves.
+    """Return how far the fused norm is from its formula, and how many steps it moves.
 
     The others are those of a norm whose result is rounded to float16 before it is quantized.
     """
@@ -209,7 +209,7 @@ def compare_norms(layer: Any) -> dict[str, float]:
 
 
 def compare_dynamic(layer: Any) -> dict[str, float]:
-    """In steps of float16, how far the result is from the formula's in float64."""
+    """Return how far the result is from the formula's in float64, in steps of float16."""
     from vllm_glm41v_npu.cpu import kernels
 
     x = random(ROWS, layer.input_size_per_partition) * 3

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""W8A8_DYNAMIC on the emulated chip, with weights that would bring float16 beyond its range."""
+"""W8A8_DYNAMIC on the emulated chip, with weights that would bring float16 beyond its range.
+
+Atlas 310P alone has a scheme of ours for it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ N, K = 64, 512
 
 @pytest.fixture(scope="module")
 def scheme(emulated: None) -> Any:
-    from vllm_glm41v_npu.backends import current_backend, resolve
+    from vllm_glm41v_npu.backends import ATLAS_310P, current_backend, resolve
+
+    if current_backend() is not ATLAS_310P:
+        pytest.skip("vllm-ascend's own scheme runs here; test_quantized_layers.py has its formula")
 
     scheme = resolve(current_backend().schemes)["W8A8_DYNAMIC"]
     return scheme.__new__(scheme)
@@ -56,7 +62,10 @@ def test_sums_that_float16_does_not_hold_are_right(scheme: Any, size: float, bia
         want += bias.double()
     got = scheme.apply(layer, x.npu(), None if bias is None else bias.npu()).cpu()
     assert got.dtype == torch.float16 and got.isfinite().all()
-    torch.testing.assert_close(got.double(), want, rtol=3e-3, atol=1e-3 * max(size, 1e-2))
+    # Of float16, a step of the sum and one of the sum with its bias.
+    without = want if bias is None else want - bias.double()
+    step = 2.0**-10 * torch.maximum(want.abs(), without.abs()) + 2.0**-24
+    assert ((got.double() - want).abs() <= 1.01 * step).all()
 
 
 def test_scales_are_kept_in_full(scheme: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each quantized layer on the emulated chip, beside its formula and the CPU's quantizer."""
+"""Quantized layers on the emulated chip, compared with their formula and the CPU's quantizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYERS = {f"{part}.{name}" for part, name in [("self_attn", "qkv_proj"), ("mlp",
 def found(
     quantized: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What quantized_networks.layers finds: type to layer to differences."""
+    """Differences of each layer, by type and by layer; see quantized_networks.layers."""
     checkpoints = {kind: quantized(kind) for kind in TYPES}
     folder = tmp_path_factory.mktemp("mindie") / "W8A8"
     checkpoints[MINDIE] = write_mindie(quantized("W8A8"), folder)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cpu
 
 
 class Layer(nn.Module):
-    """What of vLLM's linear layers its methods look at."""
+    """The attributes of vLLM's linear layers that its methods read."""
 
     def __init__(self, out_features: int, in_features: int = 96) -> None:
         super().__init__()

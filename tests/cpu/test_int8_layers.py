@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear
 from vllm_glm41v_npu.checkpoint.description import RULES, Description, DescriptionError
 from vllm_glm41v_npu.cpu.int8_linear import DynamicLinearMethod, StaticLinearMethod
 from vllm_glm41v_npu.cpu.kernels import quantize_static
-from vllm_glm41v_npu.cpu.quant_config import AscendConfig
+from vllm_glm41v_npu.cpu.quant_config import CpuModelSlimConfig
 
 N, K = 6, 32
 
@@ -104,10 +104,10 @@ def test_a_dynamic_layer_rounds_once() -> None:
 
 def test_types_that_nothing_computes_are_refused() -> None:
     """Guards a type of another version: int4 weights read as floats would be noise."""
-    config = AscendConfig()
+    config = CpuModelSlimConfig()
     config.description = Description.from_json({"a.weight": "W4A8_DYNAMIC", "b.weight": "FLOAT"})
     layer: Any = LinearBase.__new__(LinearBase)
     with pytest.raises(DescriptionError, match="gives a the type 'W4A8_DYNAMIC'; the CPU computes"):
         config.get_quant_method(layer, "a")
     assert type(config.get_quant_method(layer, "b")).__name__ == "UnquantizedLinearMethod"
-    assert config.get_quant_method(SimpleNamespace(), "b") is None  # type: ignore[arg-type]
+    assert config.get_quant_method(SimpleNamespace(), "b") is None

@@ -38,7 +38,7 @@ def test_static_is_the_published_formula(dtype: torch.dtype, scale: float, offse
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("scale", "offset"), ((1.0, 0), (1.0, 3), (0.37, -128), (1.9, 127)))
 def test_static_gives_what_the_npu_gives(dtype: torch.dtype, scale: float, offset: int) -> None:
-    """By the rule "npu": npu_quantize of the reciprocal, both in the dtype of x."""
+    """Quantize by the rule "npu": npu_quantize of the reciprocal, both in the dtype of x."""
     x = activations(dtype)
     reciprocal = 1 / torch.tensor([scale], dtype=dtype)
     expected = quantize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where many tokens go: products of parts, exact over several chunks of columns and tasks of rows.
+"""Products of parts, for many tokens: exact over several chunks of columns and tasks of rows.
 
 Every other shape and kind of data is in `test_kernels.py`, whose fixture `way` has them too.
 """

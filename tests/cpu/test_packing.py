@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which form a weight is packed in."""
+"""The form that a weight is packed in."""
 
 from __future__ import annotations
 

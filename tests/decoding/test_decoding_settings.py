@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users ask, as vLLM's speculative configuration."""
+"""Settings of parallel decoding, turned into vLLM's speculative configuration."""
 
 from __future__ import annotations
 

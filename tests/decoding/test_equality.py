@@ -19,7 +19,7 @@ from vllm_glm41v_npu.decoding.settings import speculative_config
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2)
 CLOSE = 1e-3
-"""Of two log-probabilities: a step of several tokens sums in another order than one of a single."""
+"""Largest difference of log-probabilities: a step of several tokens adds in another order."""
 
 
 def requests() -> list[list[Message]]:
@@ -38,14 +38,14 @@ def requests() -> list[list[Message]]:
 
 
 def answers(kind: str | None) -> tuple[list[RequestOutput], int]:
-    """What the tiny model says, and how many draft tokens were right."""
+    """Return the tiny model's answers, and how many draft tokens were right."""
     config = speculative_config(kind)
     with engine(TINY, speculative_config=config, disable_log_stats=False) as llm:
         return llm.chat(requests(), GREEDY, use_tqdm=False), accepted(llm) if kind else 0
 
 
 def logprobs(output: RequestOutput) -> list[float]:
-    """Of the tokens that were said."""
+    """Return the log-probabilities of the answer's tokens."""
     steps = output.outputs[0].logprobs
     assert steps is not None
     return [step[token].logprob for step, token in zip(steps, tokens(output), strict=True)]

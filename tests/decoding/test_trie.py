@@ -17,7 +17,7 @@ PICTURE = 7
 CAPACITY = 2 * CHUNK * DEPTH  # the least
 
 TEXTS = st.lists(st.lists(st.integers(0, PICTURE), max_size=40), min_size=1, max_size=4)
-"""Of so few tokens that much comes again."""
+"""Texts of so few different tokens that much is repeated."""
 
 # Compiling takes some seconds, and no later example does it.
 PATIENT = settings(deadline=None, max_examples=40)
@@ -38,7 +38,7 @@ def learnt(texts: list[list[int]], capacity: int = CAPACITY, piece: int | None =
 
 
 def counts(trie: Trie) -> dict[tuple[int, ...], int]:
-    """Of each run in the trie, how often it was counted."""
+    """Return how often each run in the trie was counted."""
     runs: dict[int, tuple[int, ...]] = {0: ()}
     found = {}
     for node in range(1, trie.state[0]):
@@ -50,7 +50,7 @@ def counts(trie: Trie) -> dict[tuple[int, ...], int]:
 
 
 def check_form(trie: Trie) -> None:
-    """What holds of every trie, forgotten in or not."""
+    """Check what is true of every trie, whether it has forgotten nodes or not."""
     used = int(trie.state[0])
     assert used <= len(trie.nodes)
     assert sorted(trie.slots[trie.slots >= 0].tolist()) == list(range(1, used))
@@ -141,7 +141,7 @@ def test_it_forgets_half() -> None:
         trie.learn(text, len(text), written=False)
         if int(trie.state[0]) < before:
             break
-    kept = [text for text in texts if trie.guess(text[:20], 5, 0.0) == text[20:25].tolist()]
+    kept = [text for text in texts if trie.draft(text[:20], 5, 0.0) == text[20:25].tolist()]
     assert before > CAPACITY // 4 and before // 3 < int(trie.state[0]) < before
     assert len(kept) > 2 and all(text is not texts[0] for text in kept)
 

@@ -54,6 +54,7 @@ COUNTED = {
     "A2": {
         "absent": 4,
         "dtypes of the rest": 394,
+        "dtypes in all": 4166,
         "lacks": 0,
         "several arguments": 114,
         "tensors": 183,
@@ -62,6 +63,7 @@ COUNTED = {
     "310P": {
         "absent": 14,
         "dtypes of the rest": 391,
+        "dtypes in all": 3568,
         "lacks": 381,
         "several arguments": 87,
         "tensors": 140,
@@ -208,6 +210,8 @@ def kinds(table: Mapping[str, Operator]) -> Counter[str]:
         found["absent"] += bool(row.absent)
         found["lacks"] += len(row.lacks)
         found["dtypes of the rest"] += bool(row.dtypes)
+        own = (getattr(wanted, "dtypes", ()) for wanted in row.arguments.values())
+        found["dtypes in all"] += len(row.dtypes) + sum(map(len, own))
         found["several arguments"] += len(row.rules)
         for wanted in row.arguments.values():
             found["values" if isinstance(wanted, Value) else "tensors"] += 1

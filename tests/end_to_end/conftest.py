@@ -76,14 +76,19 @@ def nothing_refused(
     if not EMULATED:
         yield reports
         return
-    from npu_emulator.emulator import install
-
     monkeypatch.setenv("NPU_EMULATOR_REPORT", str(reports))
-    own, shared = len(install().refused), len(refused(shared_reports))
+    own, shared = len(own_refusals()), len(refused(shared_reports))
     yield reports
-    assert install().refused[own:] == []
+    assert own_refusals()[own:] == []
     assert refused(reports) == []
     assert refused(shared_reports)[shared:] == []
+
+
+def own_refusals() -> list[str]:
+    """The sentences of all refused calls of this process."""
+    from npu_emulator.emulator import install
+
+    return install().refused
 
 
 def wait_for_reports() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What test_micro_batch_engine.py does in the engine's processes, as vLLM's worker extension.
+"""Worker extension of vLLM: what test_micro_batch_engine.py does in the engine's processes.
 
 Importing this makes linear layers multiply by torch: the numbers of a row then do not depend on how
 many rows there are. vLLM's product on the CPU, oneDNN's, sums the last rows in another order.

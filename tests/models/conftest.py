@@ -20,6 +20,7 @@ def load() -> Iterator[Callable[..., nn.Module]]:
         ensure_model_parallel_initialized,
         init_distributed_environment,
     )
+    from vllm.distributed.parallel_state import model_parallel_is_initialized
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader import get_model
     from vllm.utils.network_utils import get_open_port
@@ -30,7 +31,8 @@ def load() -> Iterator[Callable[..., nn.Module]]:
         settings: dict[str, Any] = {"max_model_len": 512, "enforce_eager": True, "dtype": dtype}
         config = EngineArgs(str(folder), **settings | options).create_engine_config()
         with set_current_vllm_config(config):
-            ensure_model_parallel_initialized(1, 1)
+            if not model_parallel_is_initialized():  # else as a test has made the groups look
+                ensure_model_parallel_initialized(1, 1)
             return get_model(vllm_config=config)
 
     yield fill

@@ -82,7 +82,7 @@ def test_steps_of_decoding_with_draft_tokens_are_not_cut(
 def test_layers_sum_up_again_afterwards(fail: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the steps that follow, also after one that failed."""
     done = SimpleNamespace(wait=lambda: None)
-    monkeypatch.setattr(micro_batch, "start_sum", lambda share: done)
+    monkeypatch.setattr(micro_batch, "start_all_reduce", lambda share: done)
     network = decoder(fail)
     x = torch.arange(7.0)[:, None]
     if fail:

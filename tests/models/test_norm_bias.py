@@ -13,7 +13,7 @@ from vllm_glm41v_npu.models.norm_bias import add_norm_biases, take_norm_bias
 
 
 class BackendNorm(RMSNorm):
-    """As vllm-ascend's: it has a bias, and leaves it out until its loader was called."""
+    """A norm like vllm-ascend's: it has a bias, and adds it only after its loader was called."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

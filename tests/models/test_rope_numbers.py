@@ -67,7 +67,7 @@ def llama3(low: float = 1, high: float = 4) -> list[float]:
 
 
 STRETCHED: dict[str, Any] = {"factor": FACTOR, "original_max_position_embeddings": LENGTH}
-FORMS = {
+FORMS: dict[str, tuple[dict[str, Any], list[float], float]] = {
     "default": ({"type": "mrope"}, plain(), 1.0),
     "linear": ({"type": "linear", "factor": FACTOR}, [f / FACTOR for f in plain()], 1.0),
     "yarn": ({"type": "yarn", **STRETCHED}, yarn(), 0.1 * math.log(FACTOR) + 1),

@@ -149,6 +149,8 @@ def test_outputs_that_would_write_over_something(tmp_path: Path) -> None:
     for output, other in ((tmp_path / "link", None), (None, tasks), (table, table)):
         with pytest.raises(ValueError, match="reads or writes already"):
             check_outputs(output, other, [tasks])
+    with pytest.raises(ValueError, match="reads or writes already"):
+        check_outputs(tasks, None, [tmp_path / "link"])
     with pytest.raises(ValueError, match="holds no table"):
         check_outputs(None, tasks, [])
     check_outputs(tmp_path / "answers.jsonl", table, [tasks])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,7 @@ def test_front_end() -> None:
 
 def test_engine_watch() -> None:
     """Guards patches/engine_watch.py: vLLM's engine core does not look at its parent."""
-    assert "parent_process" not in inspect.getsource(inspect.getmodule(EngineCoreProc))
+    assert "parent_process" not in inspect.getsource(sys.modules[EngineCoreProc.__module__])
 
 
 def test_engine_watch_is_in_engines_alone_and_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,12 @@ def test_bad_input(arguments, message):
     assert message in plan("--card", *arguments, exit_code=2)
 
 
+def test_the_longest_context():
+    """Guards a limit that is off by one."""
+    found = as_json("--card", "910B3", "--context", "65536")
+    assert found["load"]["context"] == 65536
+
+
 def test_bad_config(tmp_path):
     """Guards against a traceback for a folder without a config.json, or with another model's."""
 

@@ -18,25 +18,24 @@ from vllm_glm41v_npu.quant.quantizer.arithmetic import (
     LARGEST_BIAS,
     input_scale,
     quant_bias,
-    stored_deq_scale,
     weight_scale,
 )
-from vllm_glm41v_npu.quant.scales import float_scale
+from vllm_glm41v_npu.quant.scales import float_scale, stored_scale
 from vllm_glm41v_npu.quant.w8a8sc import portable
 from vllm_glm41v_npu.quant.w8a8sc.container import Checksum, ContainerError
+from vllm_glm41v_npu.quant.w8a8sc.ranks import Splitter
 from vllm_glm41v_npu.quant.w8a8sc.shards import verify_shard
-from vllm_glm41v_npu.quant.w8a8sc.split import Splitter
 
 
 def test_the_low_half_of_64_bits_is_the_scale() -> None:
     """Guards the half, its sign bit, and the way back; the upper half says nothing."""
     scale = torch.tensor([1.5, 3e-39, 2.0**-20, -0.25, 1e30])
-    stored = stored_deq_scale(scale, torch.float16)
+    stored = stored_scale(scale, torch.float16)
     assert stored.dtype == torch.int64
     upper = torch.tensor([0, 1, -1, 7, 2**30]) << 32
     for found in (stored, (stored & 0xFFFFFFFF) | upper):
         assert torch.equal(float_scale(found), scale)
-    assert stored_deq_scale(scale, torch.bfloat16) is scale
+    assert stored_scale(scale, torch.bfloat16) is scale
 
 
 @pytest.mark.parametrize("low", [-0.3, -3.0, 0.0])

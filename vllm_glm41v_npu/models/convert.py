@@ -99,7 +99,7 @@ def convert(
     patch_embed = {} if patch_embed is None else patch_embed
     twins: dict[str, torch.Tensor] = {}
     seen: set[str] = set()
-    naming = NEWER
+    naming, patches = NEWER, False
     for on_disk, name, tensor in _in_network(stream):
         if is_older(on_disk):
             naming = OLDER
@@ -110,10 +110,11 @@ def convert(
         _check(layout, on_disk, name, tensor)
         seen.add(name)
         if name.startswith(f"{PATCH_EMBED}proj."):
-            patch_embed[name] = tensor.clone()
-            yield from _patch_embed(layout, patch_embed)
+            patch_embed[name], patches = tensor.clone(), True
         else:
             yield name, _laid_out(layout, on_disk, name, tensor)
+    if patches:  # at the end, as weight and bias belong together and vLLM's reload takes each once
+        yield from _patch_embed(layout, patch_embed)
     _check_twins(twins)
     if whole:
         _require_all(layout, seen, naming)

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -86,6 +87,7 @@ class AnswerFile:
     def __init__(self, path: Path, resume: bool = False) -> None:
         self.path, self._new = Path(os.path.realpath(path)), not resume
         make_folder(self.path)
+        _leave_files_to_parent()
         self._file = _open(self.path, resume)
         _files.add(self)
         try:
@@ -164,13 +166,15 @@ class AnswerFile:
 _files: WeakSet[AnswerFile] = WeakSet()
 
 
-def _leave_to_parent() -> None:
-    """Close the files in a forked process, as an engine's is: it would keep their locks."""
-    for file in _files:
-        file._file.close()
+@cache
+def _leave_files_to_parent() -> None:
+    """Have forked processes, such as an engine's, close the files: they would keep their locks."""
 
+    def close() -> None:
+        for file in _files:
+            file._file.close()
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=close)
 
 
 def make_folder(path: Path) -> None:
