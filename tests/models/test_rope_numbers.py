@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Glm4vConfig, Glm4vTextConfig
+from transformers import Glm4vTextConfig, Glm4vVisionConfig
 
 from vllm_glm41v_npu.checkpoint.config import normalise
 from vllm_glm41v_npu.checkpoint.config_rope import rope_parameters
@@ -35,7 +35,7 @@ def text_config(**rope: Any) -> Any:
         "partial_rotary_factor": ROTATED / HEAD,
         "rope_scaling": {"mrope_section": [8, 12, 12], **rope},
     }
-    vision = Glm4vConfig().vision_config.to_dict() | {"out_hidden_size": 4 * HEAD}
+    vision = Glm4vVisionConfig().to_dict() | {"out_hidden_size": 4 * HEAD}
     content = normalise({"model_type": "glm4v", "text_config": text, "vision_config": vision})
     return Glm4vConfig(**content).text_config
 
