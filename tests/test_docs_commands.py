@@ -17,7 +17,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +131,9 @@ def parse_and_stop(parser: argparse.ArgumentParser, *words: Any) -> None:
 
 
 def check_pytest(words: list[str]) -> None:
-    named = [word for before, word in pairwise(words) if before not in ("-m", "-k", "-n")]
-    assert all((ROOT / word).exists() for word in named if not word.startswith("-"))
+    values = {after for word, after in zip(words, words[1:], strict=False) if word in ("-k", "-m")}
+    paths = [word for word in words[1:] if not word.startswith("-") and word not in values]
+    assert all((ROOT / path).exists() for path in paths), words
 
 
 def check_make(words: list[str]) -> None:
