@@ -33,7 +33,7 @@ def _runs(process: int) -> bool:
 
 def test_a_program_that_hangs_leaves_nothing() -> None:
     """Guards what such a program has started, which would keep a device or a port."""
-    outcome = run(["sh", "-c", "sleep 300 & echo $!; wait"], os.environ, 0.5)
+    outcome = run(["sh", "-c", "sleep 30 & echo $!; wait"], os.environ, 0.5)
     assert outcome.code is None and "no answer within 0.5 s" in outcome.trouble
     child, end = int(outcome.stdout), time.monotonic() + 10
     while _runs(child) and time.monotonic() < end:
