@@ -259,6 +259,24 @@ def test_a_download_waits_without_a_connection() -> None:
     asyncio.run(work())
 
 
+def test_a_download_that_fails_gives_its_memory_back() -> None:
+    """Guards the others of its request, which go on: they wait for nothing."""
+
+    async def fetch() -> bytes:
+        claim(5, is_all=True)
+        raise ConnectionResetError
+
+    async def work() -> None:
+        budget = Budget(20, 10)
+        with budget.request() as share:
+            with pytest.raises(ConnectionResetError):
+                await download(share, fetch)
+            assert budget.used == 0
+            await asyncio.wait_for(share.take(10), 1)
+
+    asyncio.run(work())
+
+
 def test_wrong_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Told in a sentence, by the name of the variable."""
     for value, message in (("x", "MAX_MEDIA_MB is 'x'"), ("5", "less than the 1024 MiB")):
