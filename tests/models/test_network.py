@@ -133,7 +133,7 @@ def test_more_ranks_than_key_value_heads(
         network = ranked(load, monkeypatch, rank, 4)
         for index, layer in enumerate(network.language_model.model.layers):
             attention = layer.self_attn
-            head = attention.head_dim
+            head = attention.attn.head_size
             assert (attention.q_size, attention.kv_size) == (head, head)
             assert attention.attn.num_kv_heads == 1
             generator = torch.Generator().manual_seed(1)
