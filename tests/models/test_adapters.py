@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from vllm.model_executor.models.utils import PPMissingLayer
 
 from vllm_glm41v_npu.models.glm41v import Glm41vForConditionalGeneration
+from vllm_glm41v_npu.models.lora import refuse_unknown_modules
 from vllm_glm41v_npu.models.rope import deinterleave
 
 ATTENTION = "language_model.model.layers.0.self_attn"
@@ -86,3 +88,19 @@ def test_loading_ends_with_the_float16_guard() -> None:
     assert model.eval() is model
     assert layer.saturates
     assert not model.training
+
+
+def test_layers_of_other_pipeline_stages_are_passed_over() -> None:
+    """Guards adapters in a pipeline: a stage has some of the layers, and the file has all."""
+    model = nn.Module()
+    model.layers = nn.ModuleList([PPMissingLayer(), nn.Linear(1, 1)])
+    manager = SimpleNamespace(modules={"layers.1.o_proj": None}, packed_modules={})
+
+    def look_at(*names: str) -> None:
+        adapter = SimpleNamespace(loras=dict.fromkeys(names))
+        refuse_unknown_modules(adapter, manager, model)
+
+    look_at("layers.0.o_proj", "layers.1.o_proj")
+    for name in ("layers.2.o_proj", "layers.01.o_proj", "visual.o_proj"):
+        with pytest.raises(ValueError, match=f"1 modules that cannot be adapted, such as {name}"):
+            look_at("layers.0.o_proj", name)

@@ -20,6 +20,7 @@ from vllm.model_executor.model_loader.reload import (
 
 from tests.checkpoints import TINY
 from vllm_glm41v_npu.cpu.float_linear import SpacedLinearMethod
+from vllm_glm41v_npu.models.rope import deinterleave
 
 Load = Callable[..., nn.Module]
 LARGEST_START = 16384.0
@@ -73,6 +74,22 @@ def test_an_update_takes_the_other_weights(part: str, load: Load) -> None:
     old, kept = outputs(before), parameters(want)
     assert any(not torch.equal(value, got[name]) for name, value in old.items())
     assert all(torch.equal(value, kept[name]) for name, value in parameters(network).items())
+
+
+def test_rows_of_q_and_k_are_in_half_form(tiny: nn.Module) -> None:
+    """Guards both: the network turns both as halves, whichever order they come in."""
+    weights = load_file(TINY / "model.safetensors")
+    layer = tiny.language_model.model.layers[1].self_attn
+    name = "model.language_model.layers.1.self_attn.{}_proj.{}"
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, layer.qkv_proj.input_size, generator=generator)
+    want = []
+    for part in "qkv":
+        rows = x @ weights[name.format(part, "weight")].T + weights[name.format(part, "bias")]
+        if part != "v":
+            rows = deinterleave(rows.T, layer.attn.head_size, 2 * (2 + 3 + 3)).T
+        want.append(rows)
+    torch.testing.assert_close(layer.qkv_proj(x)[0], torch.cat(want, dim=-1))
 
 
 def fill_places(network: nn.Module, value: float, places: int = 2) -> torch.Tensor:
@@ -172,7 +189,8 @@ def test_float16_is_guarded_in_every_pipeline_stage(
                 nn.init.constant_(norm.weight, weight)
         after_loading(network, load_format)
         assert {layer.saturates for layer in layers} == {True}
-        large = torch.full((2, 128), 60000.0).half()
+        large = torch.full((2, 128), 20000.0).half()
+        large[:, :64] = 60000.0  # twice that saturates, at 65,504
         with monkeypatch.context() as patch, torch.inference_mode():
             patch.setattr(parallel_state._PP, "world_size", 2)
             patch.setattr(parallel_state._PP, "rank_in_group", stage)
@@ -181,8 +199,10 @@ def test_float16_is_guarded_in_every_pipeline_stage(
         if stage == 0:  # handed on as they are: the next stage adds them
             assert set(given.tensors) == {"hidden_states", "residual"}
         else:
-            want = decoder.norm.weight.expand(2, -1)  # of equal channels, whatever their size
-            torch.testing.assert_close(given, want, atol=1e-2, rtol=1e-2)
+            total = torch.full((2, 128), 40000.0)
+            total[:, :64] = LARGEST
+            want = total / total.square().mean(-1, keepdim=True).sqrt() * decoder.norm.weight
+            torch.testing.assert_close(given, want, atol=1e-2, rtol=1e-2, check_dtype=False)
 
 
 def after_loading(network: nn.Module, load_format: str) -> None:
