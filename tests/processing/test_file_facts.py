@@ -95,3 +95,27 @@ def test_few_videos_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         prepare(SimpleNamespace(digest=name, process=lambda *_, name=name: decoded.append(name)))
     assert decoded == ["a", "b", "c", "a"]
     assert len(prepare._seen) == 2
+
+
+def test_the_first_of_frames_sent_one_by_one() -> None:
+    """Guards `num_frames`, which leaves out the end of a clip."""
+    from base64 import b64encode
+
+    from vllm_glm41v_npu.processing.sent_frames import plan_frames
+
+    files = [saved(Image.new("RGB", (8, 8), (shade,) * 3), "PNG") for shade in (10, 20, 30)]
+    text = ",".join(b64encode(file).decode() for file in files)
+    frames, _ = plan_frames(text, {"num_frames": 2}).decode()
+    assert frames[:, 0, 0, 0].tolist() == [10, 20]
+
+
+def test_embeddings_of_too_many_rows() -> None:
+    """Guards rows that would be cut off, or taken for the next picture's."""
+    import torch
+
+    from vllm_glm41v_npu.processing.embeddings import parse_embeddings
+
+    grid = torch.tensor([[1, 4, 6]])
+    with pytest.raises(ValueError, match=r"shape \[7, 8\]; expected .*\[6, 8\]"):
+        given = {"image_embeds": torch.zeros(7, 8), "image_grid_thw": grid}
+        parse_embeddings("image", given, GEOMETRY, 8)
