@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def test_a_call_that_a_server_was_refused_fails_the_test(
     shared.mkdir()
     write(shared, 1, "an earlier one")
     write(shared, 2)
+    write(shared, os.getpid(), "one of this process, made on purpose by another test")
     monkeypatch.setattr(conftest, "EMULATED", True)
     monkeypatch.setattr(conftest, "own_refusals", list)
     fixture: Any = conftest.nothing_refused
