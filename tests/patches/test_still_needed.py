@@ -87,7 +87,7 @@ def test_media_cache() -> None:
         get_multimodal_config=lambda: SimpleNamespace(mm_processor_cache_gb=1)
     )
     sender, receiver = MultiModalProcessorSenderCache(config), MultiModalReceiverCache(config)
-    item: Any = {}
+    item: Any = {"pixels": torch.zeros(1)}
     sender.get_and_update_item((item, []), "picture")  # and its request is refused afterwards
     data, _ = sender.get_and_update_item(None, "picture")
     assert data is None
