@@ -17,7 +17,7 @@ from tests.checkpoints import TINY
 from tests.offline.mixed_files import broken_png
 from vllm_glm41v_npu import __version__
 from vllm_glm41v_npu.cli import app
-from vllm_glm41v_npu.cli.ask import Video, _open, conversation
+from vllm_glm41v_npu.cli.ask import Video, _counts, _open, conversation
 
 PICTURES = TINY.parent / "pictures"
 runner = CliRunner()
@@ -86,6 +86,12 @@ def test_media_come_before_the_question(picture, tmp_path):
     (message,) = conversation(media, "What?")
     assert [part["type"] for part in message["content"]] == ["image_pil", "video_url", "text"]
     assert message["content"][1]["video_url"]["url"] == "data:video/mp4;base64,MDEyMw=="
+
+
+def test_each_kind_of_file_is_counted():
+    """Guards the limits that the engine starts with: it makes room for the media of this call."""
+    picture, clip = Image.new("RGB", (1, 1)), Video(b"")
+    assert _counts([clip, picture, clip]) == {"image": 1, "video": 2}
 
 
 def test_content_says_what_is_asked_about(picture, tmp_path):

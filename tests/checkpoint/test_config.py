@@ -141,7 +141,9 @@ def test_a_missing_vision_key_is_named() -> None:
         ("transformers-5", "text_config.rope_parameters.rope_type", "longrope", "'longrope'; one"),
         ("july-2025", "num_attention_heads", 33, "not a multiple of 'num_attention_heads' 33"),
         ("july-2025", "vision_config.out_hidden_size", 1024, "'out_hidden_size' 1024 differs"),
+        ("july-2025", "vision_config.out_hidden_size", 8192, "'out_hidden_size' 8192 differs"),
         ("july-2025", "image_token_id", 200000, "outside the vocabulary of 151552"),
+        ("july-2025", "image_token_id", 151552, "outside the vocabulary of 151552"),
     ],
 )
 def test_contradictions_are_named(form: str, path: str, value: Any, message: str) -> None:
@@ -154,6 +156,13 @@ def test_the_rotary_factor_follows_from_the_sections() -> None:
     """Guards older files that leave partial_rotary_factor out."""
     view = normalise(changed("october-2025", "text_config.partial_rotary_factor", None))
     assert view["text_config"]["rope_parameters"]["partial_rotary_factor"] == 0.5
+
+
+def test_the_older_name_of_three_axis_rope() -> None:
+    """Guards older files, whose plain rope has the type "mrope"."""
+    block = {"type": "mrope", "mrope_section": [8, 12, 12]}
+    view = normalise(changed("october-2025", "text_config.rope_scaling", block))
+    assert view["text_config"]["rope_parameters"] == NEW_ROPE["rope_parameters"]
 
 
 YARN: dict[str, Any] = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.clips import Clip
 from tests.processing.oracle import GEOMETRY
+from vllm_glm41v_npu.processing import prefetch
 from vllm_glm41v_npu.processing.containers import format_of
 from vllm_glm41v_npu.processing.encoded_video import EncodedVideo
 from vllm_glm41v_npu.processing.mp4_tables import claims_too_much
@@ -86,15 +87,13 @@ def test_the_memory_of_a_decoder() -> None:
 
 def test_few_videos_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards a list of videos that grows with every request."""
-    from vllm_glm41v_npu.processing import video_loading
-
-    monkeypatch.setattr(video_loading, "_REMEMBERED", 2)
+    monkeypatch.setattr(prefetch, "_REMEMBERED", 2)
     decoded: list[str] = []
-    prepare: Any = video_loading.Preparation(lambda video: "settings", GEOMETRY)  # type: ignore
+    decode: Any = prefetch.Prefetch(lambda video: "settings", GEOMETRY)  # type: ignore
     for name in ("a", "b", "c", "c", "a"):
-        prepare(SimpleNamespace(digest=name, process=lambda *_, name=name: decoded.append(name)))
+        decode(SimpleNamespace(digest=name, process=lambda *_, name=name: decoded.append(name)))
     assert decoded == ["a", "b", "c", "a"]
-    assert len(prepare._seen) == 2
+    assert len(decode._seen) == 2
 
 
 def test_the_first_of_frames_sent_one_by_one() -> None:

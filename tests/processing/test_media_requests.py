@@ -121,6 +121,17 @@ def test_large_files_in_one_request(
     assert_given_back(small_budget)
 
 
+def test_a_data_url_counts_before_it_is_read(
+    small_budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the file and its letters: 9 and 12 MiB are beyond 15 MiB together."""
+    monkeypatch.delattr(connector, "split_data_url")
+    url = "data:image/png;base64," + "A" * (12 * MEBIBYTE)
+    with pytest.raises(VLLMValidationError, match="more than 15 MiB"):
+        asyncio.run(Glm41vMediaConnector().fetch_image_async(url))
+    assert_given_back(small_budget)
+
+
 def test_a_refused_picture_ends_the_others(small_budget: Budget, counted: list[int]) -> None:
     """asyncio.gather lets them go on: 30 pictures are decoded for a request that is over."""
 

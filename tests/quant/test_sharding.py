@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoConfig
 
 from tests.quant.cases import write_mindie
 from vllm_glm41v_npu.checkpoint.names import network_name
-from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes
+from vllm_glm41v_npu.checkpoint.shapes import checkpoint_shapes, uneven
 from vllm_glm41v_npu.cli.compress import shard_checkpoint
 from vllm_glm41v_npu.processing.hf_config import register_config
 from vllm_glm41v_npu.quant.w8a8sc.ranks import ShardingError, Splitter, check_split, split_of
@@ -209,6 +210,16 @@ def test_sizes_that_do_not_divide_are_named() -> None:
     """Guards against a share of a head."""
     with pytest.raises(ShardingError, match="4 attention heads.*3 ranks cannot share"):
         check_split(config_of(FIXTURE), 3)
+
+
+def test_key_value_heads_that_do_not_divide_are_named() -> None:
+    """Guards a split of 2 key-value heads over 3 ranks, which all other sizes would allow."""
+    sizes = dict.fromkeys(("num_attention_heads", "intermediate_size", "num_heads"), 12)
+    parts = SimpleNamespace(**sizes, num_key_value_heads=2, out_hidden_size=12)
+    config = SimpleNamespace(text_config=parts, vision_config=parts)
+    assert {ranks: uneven(config, ranks) for ranks in (1, 2, 3, 4)} == {
+        1: [], 2: [], 3: ["2 key-value heads"], 4: [],
+    }  # fmt: skip
 
 
 def test_what_cannot_be_placed_is_named(source, changed) -> None:
