@@ -85,8 +85,13 @@ def test_a_capture_records_its_own_thread_alone() -> None:
 
     x, other = on_npu(1), on_npu(1)
 
+    @torch.inference_mode()
+    def elsewhere() -> None:
+        other.add_(1)
+        other.item()
+
     def step() -> Tensor:
-        thread = threading.Thread(target=lambda: (other.add_(1), other.item()))
+        thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
         return x + 1
