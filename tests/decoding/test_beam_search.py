@@ -51,8 +51,8 @@ def test_each_end_token_ends() -> None:
 
 
 def test_an_end_token_makes_no_beam_longer() -> None:
-    """Guards vLLM's score: an end token that counted would put the less likely beam first."""
-    search = beams()
+    """Guards vLLM's score: an end token that counted would put the other beam first."""
+    search = beams(include_stop_str_in_output=True)
     search.advance([likely(t3=0.6, t4=0.4)])
     search.advance([likely(t7=0.5, t6=0.1), likely(t5=0.625, t6=0.1)])
     assert found(search) == [("4 5", None, None), ("3", "stop", 7)]
