@@ -35,7 +35,7 @@ SMALL_VOCABULARY = 8192
 MID_LAYERS = 2
 ONE_FILE = "model.safetensors"
 INPUTS = 6.0
-"""What the input of a layer, which is normed, is quantized up to."""
+"""Largest value of a layer's normed input that int8 has to hold."""
 
 ALSO_QUANTIZED = ("*.layers.*.mlp.down_proj",)
 POOL, PIECE = 1 << 25, 1 << 22

@@ -121,7 +121,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def figures(row: dict[str, Any]) -> list[Row]:
-    """What a report shows of a delay."""
+    """Return the text that a report shows for a delay."""
     case = f"a sum takes {row['delay_ms']:g} ms at least" if row["delay_ms"] else "no delay"
     found = [compare("prefill on two ranks", case, "ms", row["on"], "without", row["off"])]
     if row["hidden"]:

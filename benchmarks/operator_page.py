@@ -12,7 +12,7 @@ from tests.ascend.sides import IN_TREE, OURS
 LAYERS, BLOCKS = (2, 4), (2, 5)
 """Depths of decoder and vision tower, in the shallow and in the deep checkpoint."""
 TRUE_LAYERS, TRUE_BLOCKS = 40, 24
-"""Those of GLM-4.1V-9B."""
+"""Layers of GLM-4.1V-9B."""
 REQUESTS, NEW_TOKENS = 4, 8
 VIEWS = ("unsqueeze", "squeeze", "squeeze.dim", "unfold")
 

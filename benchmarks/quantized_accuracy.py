@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization costs the trained tiny checkpoint: held-out accuracy, and layer errors.
+"""Cost of quantization for the trained tiny checkpoint: held-out accuracy, and layer errors.
 
     OMP_NUM_THREADS=1 python -m benchmarks.quantized_accuracy [--count 1000] [--clips 400] \\
         [--beside FOLDER ...] [--json FILE]

@@ -54,7 +54,7 @@ def start(stack: ExitStack, side: str, folder: Path) -> tuple[Server, float]:
 
 
 def ask(server: Server, load: int, prompts: int, seed: int) -> dict[str, float]:
-    """What `vllm bench serve` measures."""
+    """The figures of `vllm bench serve`."""
     options = ["--base-url", server.address, "--max-concurrency", str(load), "--seed", str(seed)]
     options += ["--num-prompts", str(prompts), *OPTIONS]
     found = vllm_bench(IN_TREE, "serve", *options, output="--result-filename")

@@ -82,7 +82,7 @@ class NPUGraph:
 
 @contextmanager
 def graph(npu_graph: NPUGraph, *arguments: Any, **options: Any) -> Iterator[None]:
-    """As torch.npu.graph."""
+    """Stand-in for torch.npu.graph."""
     npu_graph.capture_begin()
     try:
         yield

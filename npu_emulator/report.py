@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process called, as a file for whoever reads a run afterwards."""
+"""The operator calls of a process, as a file for whoever reads a run afterwards."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ CHIPS = {
 }
 
 MEMORY_GIB = 4
-"""Of one device. The real ones have more, and vLLM would fill the host's memory with its cache."""
+"""Memory of one device; a real one has more, and vLLM's cache would fill the host's memory."""
 
 
 def current_chip() -> Chip:

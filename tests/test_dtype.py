@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--dtype auto` becomes on each backend, and which dtypes are refused."""
+"""The dtype that `--dtype auto` becomes on each backend, and the dtypes that are refused."""
 
 from __future__ import annotations
 

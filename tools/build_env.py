@@ -44,7 +44,7 @@ EMULATOR_NEEDS = {"gcc": "gcc", "g++": "g++", "nm": "binutils", "readelf": "binu
 
 @dataclass(frozen=True)
 class Environment:
-    """What is installed, and where.
+    """An environment: its packages and its folder.
 
     folder: where it is.
     locks: its lock files; a line of a later one replaces the earlier ones' of the same package.

@@ -56,7 +56,7 @@ print(json.dumps({
 
 
 class DistError(SystemExit):
-    """What is wrong with the release, in a sentence."""
+    """A fault of the release, in a sentence."""
 
 
 def check(holds: bool, sentence: str) -> None:

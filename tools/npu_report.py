@@ -42,7 +42,7 @@ PROBE = [
 
 @dataclass(frozen=True)
 class Device:
-    """What torch_npu says of this machine."""
+    """Return torch_npu's words about this machine."""
 
     name: str
     count: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each chip takes, as data; see rules.py for the words."""
+"""Tables of what each chip takes; see rules.py for the words."""
 
 from npu_emulator.chips.a2 import ATLAS_A2
 from npu_emulator.chips.atlas_310p import ATLAS_310P

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Atlas A2 (Ascend 910B) takes."""
+"""The calls that the Atlas A2 (Ascend 910B) takes."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ TABLES = {
 BICUBIC = 2
 INDEX_PUT = ("aten::index_put_", "aten::index_put", "aten::_index_put_impl_")
 MOVES_ANYTHING = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::_local_scalar_dense")
-"""What takes bfloat16 on every chip, because it only moves it."""
+"""Operators that take bfloat16 on every chip, because they only move it."""
 COPIES = {"aten::copy_": "src", "aten::_to_copy": "self", "aten::_copy_from_and_resize": "dst"}
 """What goes from one place to another, and the last of its tensors."""
 INDICES = Tensor(("int32", "int64", "bool", "uint8"), host=None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Atlas inference series (Ascend 310P) takes."""
+"""The calls that the Atlas inference series (Ascend 310P) takes."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _log_sum_exp(
 
 
 class _Call(NamedTuple):
-    """What one call says about its tensors."""
+    """The layout and the sizes that one call gives to its tensors."""
 
     layout: str
     layout_out: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of checkpoint it is."""
+"""The doctor's word on the type of a checkpoint."""
 
 from __future__ import annotations
 
