@@ -18,19 +18,12 @@ from npu_emulator.chips.atlas_310p import ATLAS_310P
 from npu_emulator.chips.conditions import FRACTAL_NZ
 from npu_emulator.chips.rules import Operator, Refusal, Tensor, check
 from npu_emulator.kernels.registry import find_schema
+from tests.emulator.attention_calls import BF16, HALF, INT, device, host
+from tests.emulator.calls import BICUBIC, MROPE, ROPE
 
 TABLES: dict[str, Mapping[str, Operator]] = {"A2": ATLAS_A2, "310P": ATLAS_310P}
-HALF, BF16, INT = torch.float16, torch.bfloat16, torch.int32
-BICUBIC, BORDER = 2, 1
+BORDER = 1
 FIA = "npu::npu_fused_infer_attention_score"
-
-
-def device(*shape: int, dtype: torch.dtype = HALF) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def host(*shape: int, dtype: torch.dtype = INT) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype)
 
 
 def paged_call(cache: torch.Tensor, dtype: torch.dtype = HALF) -> dict[str, Any]:
@@ -78,24 +71,6 @@ FLASH_CALL: dict[str, Any] = {
     "mask_type": 3,
     "out": device(48, 32, 128),
 }
-ROPE_CALL: dict[str, Any] = {
-    "query": device(1, 5, 32, 64),
-    "key": device(1, 5, 2, 64),
-    "cos": device(1, 5, 1, 64),
-    "sin": device(1, 5, 1, 64),
-    "layout": "BSND",
-    "rotary_mode": "half",
-}
-MROPE_CALL: dict[str, Any] = {
-    "positions": device(3, 5, dtype=torch.int64),
-    "query": device(5, 4096),
-    "key": device(5, 256),
-    "cos_sin_cache": device(4096, 64),
-    "head_size": 128,
-    "mrope_section": [8, 12, 12],
-    "rotary_mode": "half",
-    "cache_mode": "default",
-}
 QUANT_CALL: dict[str, Any] = {
     "x1": device(3, 256, dtype=torch.int8),
     "x2": device(256, 512, dtype=torch.int8),
@@ -135,8 +110,8 @@ LEGAL: list[tuple[str, str, dict[str, Any]]] = [
     ("310P", "atb::_npu_flash_attention_v3", FLASH_CALL),
     ("310P", "atb::_npu_paged_attention", paged_call(SLICED_CACHE)),
     ("A2", "atb::_npu_paged_attention", paged_call(PLAIN_CACHE)),
-    ("A2", "npu::npu_mrope", MROPE_CALL),
-    ("310P", "npu::npu_apply_rotary_pos_emb", ROPE_CALL),
+    ("A2", "npu::npu_mrope", MROPE),
+    ("310P", "npu::npu_apply_rotary_pos_emb", ROPE),
     ("A2", "npu::npu_quant_matmul", QUANT_CALL),
     ("310P", "npu::npu_quant_matmul", QUANT_CALL | {"output_dtype": HALF}),
     ("310P", "npu::npu_add_rms_norm", SUM_CALL),
@@ -174,11 +149,11 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("A2", "atb::_npu_paged_attention", paged_call(device(8, 256, 2, 128)), "key_cache", "128"),
     ("A2", "atb::_npu_paged_attention",
      paged_call(PLAIN_CACHE) | {"context_lens": host(3, dtype=torch.int64)}, "context_lens", "int"),
-    ("A2", "npu::npu_mrope", MROPE_CALL | {"mrope_section": [16, 8, 8]}, "mrope_section", "half"),
-    ("A2", "npu::npu_mrope", MROPE_CALL | {"rotary_mode": "interleaved"}, "rotary_mode", "'half'"),
-    ("310P", "npu::npu_apply_rotary_pos_emb", ROPE_CALL | {"rotary_mode": "interleave"},
+    ("A2", "npu::npu_mrope", MROPE | {"mrope_section": [16, 8, 8]}, "mrope_section", "half"),
+    ("A2", "npu::npu_mrope", MROPE | {"rotary_mode": "interleaved"}, "rotary_mode", "'half'"),
+    ("310P", "npu::npu_apply_rotary_pos_emb", ROPE | {"rotary_mode": "interleave"},
      "rotary_mode", "'half'"),
-    ("A2", "npu::npu_apply_rotary_pos_emb", ROPE_CALL | {"cos": device(1, 5, 2, 64)},
+    ("A2", "npu::npu_apply_rotary_pos_emb", ROPE | {"cos": device(1, 5, 2, 64)},
      "cos", "one head"),
     ("310P", "npu::npu_quant_matmul", QUANT_CALL | {"pertoken_scale": device(3)},
      "pertoken_scale", "None"),
